@@ -1,0 +1,230 @@
+"""``ms-gpt finetune``: labelled texts in, a trained classifier out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ms_gpt.cli import to_json
+from ms_gpt.cli.options import RuntimeOptions, option, read_config
+from ms_gpt.console import Console
+from ms_gpt.errors import UserError
+from ms_gpt.training.recipe import recipe
+
+HELP = "train a text classifier, from pre-trained weights or from scratch"
+EXAMPLES = """examples:
+  ms-gpt finetune                                      the built-in sample, from scratch
+  ms-gpt finetune --data reviews.csv                   your texts: columns text and label
+  ms-gpt finetune --data imdb --model gpt1-folder      IMDB from pre-trained weights, GPT-1's recipe
+  ms-gpt finetune --output-dir runs/sample --resume    go on after an interruption
+"""
+
+_BY_RECIPE = "chosen by the recipe"
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(RuntimeOptions):
+    """What to train on, what to start from, how.
+
+    Args:
+        data: sample, imdb, sst2, or a file or folder of labelled texts (.csv, .tsv, .jsonl, each also .gz or .xz).
+        eval_data: Texts that choose the best epoch, instead of a part of the training data.
+        test_data: Texts that are scored once, at the end.
+        text_column: Column that holds the text.
+        label_column: Column that holds the label.
+        model: Folder with pre-trained weights; left out, a small model is trained from scratch.
+        tokenizer: Folder with the tokenizer, if it is not the model's.
+        output_dir: Folder of the run.
+        resume: Go on from last/ in the output folder.
+        num_labels: Number of classes, if the data does not show it; 1 means regression.
+        max_length: Longest text in tokens; longer ones are truncated.
+        truncation: What a truncated text keeps.
+        class_weights: Weigh rare classes up, or all the same.
+        num_train_epochs: Passes over the training data.
+        max_steps: Stop after this many updates.
+        pretrain_epochs: Passes of language-model pre-training on the training texts before fine-tuning.
+        per_device_train_batch_size: Examples in an update.
+        per_device_eval_batch_size: Examples in an evaluation batch.
+        learning_rate: Peak of the schedule.
+        lr_scheduler_type: Shape of the schedule after the warm-up.
+        warmup_ratio: Share of the updates over which the learning rate rises.
+        weight_decay: Decoupled decay of the weight matrices.
+        lm_coef: Weight of the auxiliary language-model loss.
+        dropout: Dropout on embeddings, residual branches and the classifier.
+        pretrain_learning_rate: Peak rate of the pre-training.
+        pretrain_batch_size: Blocks of max_length tokens in an update of the pre-training.
+        word_dropout: Share of words replaced by <unk> in training.
+        metric_for_best_model: Figure of the validation data that chooses the best epoch.
+        early_stopping_patience: Stop after this many epochs without a better one.
+        vocab_size: Tokens of the BPE that is learnt when training from scratch.
+        n_layer: Blocks of a model from scratch.
+        n_head: Attention heads of a model from scratch.
+        n_embd: Width of a model from scratch.
+        logging_steps: Updates between two lines of metrics.jsonl.
+        save_steps: Updates between two saves of last/, besides those at the end of each epoch; 0 for none.
+    """
+
+    TITLE = "data, model and recipe"
+
+    data: str = "sample"
+    eval_data: str | None = option(None, shown_default="a tenth of the training data")
+    test_data: str | None = option(None, shown_default="the data's own test part")
+    text_column: str | None = option(None, shown_default="guessed")
+    label_column: str | None = option(None, shown_default="guessed")
+    model: Path | None = option(None, shown_default="none, train from scratch")
+    tokenizer: Path | None = option(None, shown_default="the model's, or learnt on the training texts")
+    output_dir: Path | None = option(None, shown_default="runs/NAME-OF-DATA")
+    resume: bool = False
+    num_labels: int | None = option(None, shown_default="read off the data")
+    max_length: int | None = option(None, shown_default=_BY_RECIPE)
+    truncation: Literal["head", "tail", "head_tail"] = "head_tail"
+    class_weights: Literal["none", "balanced"] = "none"
+    num_train_epochs: float | None = option(None, shown_default=_BY_RECIPE)
+    max_steps: int | None = option(None, shown_default="no limit")
+    pretrain_epochs: float | None = option(None, shown_default=_BY_RECIPE)
+    pretrain_learning_rate: float = 2e-3
+    pretrain_batch_size: int = 16
+    per_device_train_batch_size: int | None = option(None, shown_default=_BY_RECIPE)
+    per_device_eval_batch_size: int = 64
+    learning_rate: float | None = option(None, shown_default=_BY_RECIPE)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] | None = option(None, shown_default=_BY_RECIPE)
+    warmup_ratio: float | None = option(None, shown_default=_BY_RECIPE)
+    weight_decay: float | None = option(None, shown_default=_BY_RECIPE)
+    lm_coef: float | None = option(None, shown_default=_BY_RECIPE)
+    dropout: float | None = option(None, shown_default=_BY_RECIPE)
+    word_dropout: float | None = option(None, shown_default=_BY_RECIPE)
+    metric_for_best_model: Literal["accuracy", "f1", "loss"] = "accuracy"
+    early_stopping_patience: int | None = option(None, shown_default="never")
+    vocab_size: int | None = option(None, shown_default=_BY_RECIPE)
+    n_layer: int | None = option(None, shown_default=_BY_RECIPE)
+    n_head: int | None = option(None, shown_default=_BY_RECIPE)
+    n_embd: int | None = option(None, shown_default=_BY_RECIPE)
+    logging_steps: int = 10
+    save_steps: int = 0
+
+
+OPTIONS = FinetuneOptions
+_ONLY_FROM_SCRATCH = ("vocab_size", "n_layer", "n_head", "n_embd")
+
+
+def run(options: FinetuneOptions) -> dict[str, Any]:
+    """Train, evaluate, write the run folder.
+
+    Args:
+        options: What the user asked for.
+
+    Returns:
+        ``output_dir``, ``best`` (figures on the validation data) and ``test`` (figures on the test data, or ``None``).
+    """
+    options = resolve(options)
+    console = Console(options.quiet, options.json)
+    from ms_gpt import plots, runtime
+    from ms_gpt.checkpoint.atomic import make_folder, write_json
+    from ms_gpt.training import finetuning as steps
+
+    running = runtime.setup(options.device, options.mode, options.dtype, options.seed)
+    corpus = steps.load_corpus(options.data, options.eval_data, options.test_data, options.text_column,
+                               options.label_column, options.num_labels, options.seed)
+    tokenizer = steps.build_tokenizer(corpus.train["text"], options.tokenizer or options.model, options.vocab_size,
+                                      options.max_length)
+    classifier = steps.build_classifier(corpus, tokenizer, options)
+    # Everything the user may have got wrong about data and model shows before the folder is made.
+    trainer = steps.finetuning(classifier, tokenizer, corpus, options, console)
+    make_folder(options.output_dir)
+    _write_recipe(options)
+    console.header("fine-tuning", _facts(options, corpus, classifier, trainer, running))
+    if options.pretrain_epochs:
+        steps.run_pretraining(steps.pretraining(classifier, tokenizer, corpus, options, console), options.resume)
+    outcome = trainer.train(resume=options.resume)
+    trainer.save_model(options.output_dir / "best")
+    best = outcome["best"] or trainer.score(trainer.eval_batches)
+    test = trainer.score(trainer.prepare(corpus.test)) if corpus.test is not None else None
+    plots.loss_plot(trainer.log.read(), options.output_dir / "loss.png")
+    _report(console, options, corpus, best, test)
+    result = {"output_dir": str(options.output_dir), "best": best, "test": test}
+    write_json(options.output_dir / "results.json", to_json(result))
+    return result
+
+
+def _write_recipe(options: FinetuneOptions) -> None:
+    import yaml
+
+    from ms_gpt.checkpoint.atomic import write_text
+
+    write_text(options.output_dir / "recipe.yaml", yaml.safe_dump(options.to_dict(), sort_keys=False))
+
+
+def _facts(options: FinetuneOptions, corpus: Any, classifier: Any, trainer: Any, running: Any) -> dict[str, str]:
+    config, sizes = classifier.config, [corpus.train, corpus.validation, corpus.test or ()]
+    start = options.model or "scratch"
+    shape = f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
+    cut = f", {trainer.truncated} of the training texts truncated ({options.truncation})" if trainer.truncated else ""
+    return {
+        "data": f"{options.data}: {' / '.join(f'{len(part):,}' for part in sizes)} texts to train / validate / test",
+        "labels": ", ".join(config.label_names.values()) if config.num_labels > 1 else "a number",
+        "model": f"{config.model_type} from {start}: {shape}, {classifier.num_parameters():,} parameters",
+        "tokens": f"vocabulary {config.vocab_size:,}, padded to {', '.join(map(str, trainer.buckets))}{cut}",
+        "recipe": f"{options.num_train_epochs:g} epochs of {trainer.state.steps_per_epoch} steps, batch "
+                  f"{options.per_device_train_batch_size}, learning rate {options.learning_rate:g} "
+                  f"({options.lr_scheduler_type}), after {options.pretrain_epochs:g} epochs of pre-training",
+        "runs on": f"{running.device}, {running.mode} mode, {running.dtype}, seed {running.seed}",
+        "folder": str(options.output_dir),
+    }
+
+
+def _report(console: Console, options: FinetuneOptions, corpus: Any, best: dict, test: dict | None) -> None:
+    names = [name for name in ("accuracy", "f1", "mae", "loss") if name in best]
+    scored = [("validation", best), *([("test", test)] if test else [])]
+    console.table(["part", *names, "texts"], [[part, *(figures[name] for name in names), figures["n"]]
+                                              for part, figures in scored])
+    shown = (test or best).get("confusion")
+    if shown and len(shown) <= 12:
+        console.confusion(shown, corpus.label_names or [str(i) for i in range(len(shown))])
+    text = "a wonderful film, not a minute too long"
+    console.next_command("predict", "--model", options.output_dir / "best", text)
+
+
+def resolve(options: FinetuneOptions) -> FinetuneOptions:
+    """Fill what the user left open from the interrupted run, or from the recipe.
+
+    Args:
+        options: As parsed.
+
+    Returns:
+        Options without open settings.
+
+    Raises:
+        UserError: The output folder already holds a run, or a setting does not go with pre-trained weights.
+    """
+    folder = options.output_dir or _default_folder(options)
+    written = folder / "recipe.yaml"
+    values: dict[str, Any] = {"output_dir": folder}
+    if options.resume and written.exists():
+        before = read_config(written, FinetuneOptions, "finetune")
+        values = {**{key: value for key, value in before.items() if key not in options.explicit}, **values}
+    elif written.exists():
+        raise UserError(f"{folder} already holds a run: add --resume to go on with it, or give another --output-dir")
+    options = dataclasses.replace(options, **values)
+    if options.model is not None:
+        wrong = [name for name in _ONLY_FROM_SCRATCH if name in options.explicit]
+        if wrong:
+            raise UserError(f"--{wrong[0].replace('_', '-')} is for training from scratch: {options.model} "
+                            "already says what the model is")
+    defaults = recipe(pretrained=options.model is not None)
+    open_settings = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    return dataclasses.replace(options, **open_settings)
+
+
+def _default_folder(options: FinetuneOptions) -> Path:
+    """Return ``runs/NAME``, or the next free ``runs/NAME-2`` for a new run."""
+    name = Path(options.data).name.split(".")[0] or "data"
+    first, number = Path("runs") / name, 2
+    folder = first
+    while (folder / "recipe.yaml").exists():
+        following = first.with_name(f"{name}-{number}")
+        if options.resume and not (following / "recipe.yaml").exists():
+            break
+        folder, number = following, number + 1
+    return folder

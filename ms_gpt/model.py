@@ -1,0 +1,267 @@
+"""The transformer: MLP, Attention, Block, GPTModel.
+
+Letters in the shape comments: B batch, T query length, S key length, H heads, D n_embd, K = D / H, V vocabulary,
+L layers. GPT-1 normalises after each residual sum, GPT-2 and GPT-3 before each sub-block; ``GPTConfig`` says which.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from ms_gpt.config import GPTConfig
+from ms_gpt.layers import Activation, Conv1D, Dropout, LayerNorm, attention_bias, kept_heads, mix
+from ms_gpt.pretrained import GPTPreTrainedModel
+
+
+class MLP(nn.Cell):
+    """The feed-forward half of a block.
+
+    Args:
+        n_state: Width of the hidden layer.
+        config: The model's configuration.
+
+    Inputs:
+        x: Tensor (B, T, D).
+        dropout_key: int32 scalar Tensor, read in training only.
+
+    Outputs:
+        Tensor (B, T, D).
+    """
+
+    def __init__(self, n_state: int, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(n_state, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, n_state)
+        self.act = Activation(config.activation_function)
+        self.dropout = Dropout(config.resid_pdrop)
+
+    def construct(self, x: Tensor, dropout_key: Tensor | None = None) -> Tensor:
+        """Return the feed-forward output, without the residual."""
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))), dropout_key)
+
+
+class Attention(nn.Cell):
+    """Masked multi-head self-attention with one packed projection for queries, keys and values.
+
+    Args:
+        config: The model's configuration.
+        layer_idx: The block's number, from 0.
+
+    Inputs:
+        x: Tensor (B, T, D).
+        bias: float32 Tensor (1 or B, 1, T, T) added to the scores; see ``layers.attention_bias``.
+        head_mask: Tensor (1, H, 1, 1) or ``None``; 0 silences a head.
+        dropout_key: int32 scalar Tensor, read in training only.
+
+    Outputs:
+        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, T).
+
+    Source: Vaswani et al. 2017, section 3.2; names from openai/finetune-transformer-lm.
+    """
+
+    def __init__(self, config: GPTConfig, layer_idx: int = 0) -> None:
+        super().__init__()
+        self.full_n_head = config.n_head
+        self.n_head = config.n_head
+        self.head_size = config.head_size
+        self.heads = list(range(config.n_head))
+        self.scale = config.head_size**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer_idx + 1
+        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.attn_dropout = Dropout(config.attn_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
+        self.softmax = ops.Softmax(-1)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.weighted_sum = ops.BatchMatMul()
+
+    @property
+    def pruned_heads(self) -> set[int]:
+        """The heads that are gone, in the numbering of the unpruned layer."""
+        return set(range(self.full_n_head)) - set(self.heads)
+
+    def prune_heads(self, heads: set[int] | list[int]) -> None:
+        """Remove heads for good: their columns of ``c_attn`` and their rows of ``c_proj``.
+
+        Args:
+            heads: Numbers in the unpruned layer; those already gone are passed over.
+
+        Raises:
+            UserError: A head does not exist, or none would be left.
+        """
+        kept = kept_heads(self.full_n_head, self.pruned_heads | set(heads))
+        if kept == self.heads:
+            return
+        places = np.array([self.heads.index(head) for head in kept])
+        rows = (places[:, None] * self.head_size + np.arange(self.head_size)).reshape(-1)
+        width = self.n_head * self.head_size
+        self.c_attn.select(np.concatenate([rows, rows + width, rows + 2 * width]), axis=1)
+        self.c_proj.select(rows, axis=0)
+        self.heads, self.n_head = kept, len(kept)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Reshape (B, T, H*K) to (B, H, T, K)."""
+        return x.reshape((x.shape[0], x.shape[1], self.n_head, self.head_size)).transpose((0, 2, 1, 3))
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """Reshape (B, H, T, K) to (B, T, H*K)."""
+        x = x.transpose((0, 2, 1, 3))
+        return x.reshape((x.shape[0], x.shape[1], self.n_head * self.head_size))
+
+    def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
+                  dropout_key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the attention output, without the residual, and the weights."""
+        dtype = self.c_attn.compute_dtype
+        query, key, value = ops.split(self.c_attn(x), self.n_head * self.head_size, axis=2)
+        query, key, value = self.split_heads(query), self.split_heads(key), self.split_heads(value)  # (B, H, T, K)
+        # The scores and the softmax stay in float32 whatever the products are computed in.
+        scores = self.scores(query * self.scale, key).astype(ms.float32) + bias  # (B, H, T, S)
+        weights = self.attn_dropout(self.softmax(scores), dropout_key)
+        if head_mask is not None:
+            weights = weights * head_mask
+        out = self.merge_heads(self.weighted_sum(weights.astype(dtype), value))  # (B, T, D)
+        return self.resid_dropout(self.c_proj(out), dropout_key), weights
+
+
+class Block(nn.Cell):
+    """One layer: attention and MLP, each with a residual connection and a LayerNorm.
+
+    Args:
+        config: The model's configuration.
+        layer_idx: The block's number, from 0.
+
+    Inputs:
+        As ``Attention``.
+
+    Outputs:
+        As ``Attention``, the residuals added.
+    """
+
+    def __init__(self, config: GPTConfig, layer_idx: int = 0) -> None:
+        super().__init__()
+        self.post_norm = config.post_norm
+        self.attn = Attention(config, layer_idx)
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config.inner_size, config)
+        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+
+    def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
+                  dropout_key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the new hidden states and the attention weights."""
+        if self.post_norm:
+            attended, weights = self.attn(x, bias, head_mask, dropout_key)
+            x = self.ln_1(x + attended)
+            x = self.ln_2(x + self.mlp(x, dropout_key))
+        else:
+            attended, weights = self.attn(self.ln_1(x), bias, head_mask, dropout_key)
+            x = x + attended
+            x = x + self.mlp(self.ln_2(x), dropout_key)
+        return x, weights
+
+
+class GPTModel(GPTPreTrainedModel):
+    """The transformer without a head: token ids in, hidden states out.
+
+    Args:
+        config: The model's configuration.
+
+    Inputs:
+        input_ids: int Tensor (B, T); or give ``inputs_embeds``.
+        attention_mask: Tensor (B, T), 1 for real tokens and 0 for padding. Default: all real.
+        token_type_ids: int Tensor (B, T) of token ids whose embeddings are added (GPT-1's segments).
+        position_ids: int Tensor (B, T) or (1, T). Default: 0, 1, 2 ... in every row, as transformers has it; with left
+            padding pass ``cumsum(attention_mask) - 1``.
+        head_mask: Tensor (H,) or (L, H); 0 silences a head.
+        inputs_embeds: Tensor (B, T, D) in place of ``input_ids``.
+
+    Outputs:
+        Tuple of the last hidden states (B, T, D); then, if ``output_hidden_states``, a tuple of L + 1 such Tensors;
+        then, if ``output_attentions``, a tuple of L Tensors (B, H, T, T).
+
+    Raises:
+        ValueError: Both or neither of ``input_ids`` and ``inputs_embeds`` are given, or T exceeds ``n_positions``.
+    """
+
+    architecture = {"openai-gpt": "OpenAIGPTModel", "gpt2": "GPT2Model", "ms_gpt": "GPTModel"}
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.tokens_embed = nn.Embedding(config.vocab_size, config.n_embd, embedding_table="zeros")
+        self.positions_embed = nn.Embedding(config.n_positions, config.n_embd, embedding_table="zeros")
+        self.drop = Dropout(config.embd_pdrop)
+        self.h = nn.CellList([Block(config, i) for i in range(config.n_layer)])
+        self.has_final_norm = not config.post_norm
+        if self.has_final_norm:
+            self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.output_hidden_states = config.output_hidden_states
+        self.output_attentions = config.output_attentions
+        # Seed and number of training passes so far: all that dropout depends on.
+        self.dropout_state = Parameter(Tensor([config.seed, 0], ms.int32), name="dropout_state", requires_grad=False)
+        self.post_init()
+
+    def next_dropout_key(self) -> Tensor:
+        """Return this training pass's key (int32 scalar) and count the pass."""
+        state = self.dropout_state + 0
+        ops.assign_add(self.dropout_state, Tensor([0, 1], ms.int32))
+        return mix(mix(state[0]) + state[1])
+
+    def head_dropout_key(self) -> Tensor | None:
+        """Return the key for a head's dropout after the transformer has run; ``None`` outside training."""
+        return mix(mix(self.dropout_state[0]) + self.dropout_state[1]) if self.training else None
+
+    def embed(self, input_ids: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
+              inputs_embeds: Tensor | None) -> Tensor:
+        """Return the sum of token, position and token-type embeddings, (B, T, D)."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.tokens_embed(input_ids)
+        length = inputs_embeds.shape[1]
+        if length > self.config.n_positions:
+            raise ValueError(f"a sequence of {length} tokens is longer than n_positions={self.config.n_positions}")
+        if position_ids is None:
+            position_ids = ops.arange(0, length, 1, dtype=ms.int32).reshape((1, length))
+        hidden_states = inputs_embeds + self.positions_embed(position_ids)
+        if token_type_ids is not None:
+            hidden_states = hidden_states + self.tokens_embed(token_type_ids)
+        return hidden_states
+
+    def layer_head_mask(self, head_mask: Tensor | None, layer: int) -> Tensor | None:
+        """Return one layer's part of a head mask, (1, H, 1, 1), without the heads that were pruned."""
+        if head_mask is None:
+            return None
+        mask = head_mask[layer] if head_mask.ndim == 2 else head_mask
+        mask = ops.gather(mask, Tensor(self.h[layer].attn.heads, ms.int32), 0)
+        return mask.reshape((1, -1, 1, 1)).astype(ms.float32)
+
+    def construct(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> tuple:
+        """Return the hidden states; see the class for shapes."""
+        dropout_key = self.next_dropout_key() if self.training else None
+        hidden_states = self.embed(input_ids, token_type_ids, position_ids, inputs_embeds)
+        hidden_states = self.drop(hidden_states, dropout_key)
+        bias = attention_bias(hidden_states.shape[1], attention_mask)
+
+        all_hidden_states, all_attentions = (), ()
+        for i in range(len(self.h)):
+            all_hidden_states = all_hidden_states + (hidden_states,)
+            hidden_states, weights = self.h[i](hidden_states, bias, self.layer_head_mask(head_mask, i), dropout_key)
+            all_attentions = all_attentions + (weights,)
+        if self.has_final_norm:
+            hidden_states = self.ln_f(hidden_states)
+        outputs = (hidden_states,)
+        if self.output_hidden_states:
+            outputs = outputs + (all_hidden_states + (hidden_states,),)
+        if self.output_attentions:
+            outputs = outputs + (all_attentions,)
+        return outputs

@@ -1,0 +1,264 @@
+"""What every model shares: initial weights, loading, saving, pruning, growing the vocabulary."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from ms_gpt import checkpoint
+from ms_gpt.config import GPTConfig
+from ms_gpt.errors import UserError
+from ms_gpt.layers import Conv1D, Dropout
+
+# Heads that a checkpoint may lack: they start from random weights and are learnt by fine-tuning.
+_NEW_HEADS = ("score.", "multiple_choice_head.")
+_ANY_HEAD = (*_NEW_HEADS, "lm_head.")
+_PRUNED_KEY = "ms_gpt_pruned_heads"
+_DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
+
+
+class GPTPreTrainedModel(nn.Cell):
+    """Base of all models.
+
+    Args:
+        config: The model's configuration.
+    """
+
+    architecture: ClassVar[dict[str, str]] = {}
+    _random_init: ClassVar[bool] = True
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = ms.float32
+
+    @property
+    def backbone(self) -> GPTPreTrainedModel:
+        """The ``GPTModel`` inside (itself, for a model without a head)."""
+        return getattr(self, "transformer", self)
+
+    def post_init(self) -> None:
+        """Name the dropout sites and draw the initial weights; called at the end of each model's ``__init__``."""
+        for name, cell in self.cells_and_names():
+            if isinstance(cell, Dropout):
+                cell.set_site(name.removeprefix("transformer."))
+        if self._random_init:
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw the weights of this model that are not the inner ``GPTModel``'s.
+
+        Weights of Conv1D, Dense and Embedding come from N(0, ``initializer_range``); biases are 0 and LayerNorm gains
+        1. In pre-norm models the projections that feed the residual stream are divided by sqrt(2 n_layer). Each tensor
+        has its own generator, seeded by ``config.seed`` and its name, so adding a layer leaves the others as they were.
+
+        Source: GPT-1 paper, section 4.1; GPT-2 paper, section 2.3.
+        """
+        for name, parameter in self.weights().items():
+            leaf = name.rsplit(".", 1)[-1]
+            if leaf in ("weight", "embedding_table") and not name.startswith("transformer."):
+                std = self.config.initializer_range
+                if name.endswith("c_proj.weight") and not self.config.post_norm:
+                    std /= math.sqrt(2 * self.config.n_layer)
+                parameter.set_data(Tensor(self._draw(name, parameter.shape, std)))
+
+    def _draw(self, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:
+        generator = np.random.default_rng([self.config.seed, zlib.crc32(name.encode())])
+        return generator.standard_normal(shape, np.float32) * np.float32(std)
+
+    def weights(self) -> dict[str, Parameter]:
+        """Return the parameters that are saved, by their path in this model."""
+        return {name: item for name, item in self.parameters_and_names() if not name.endswith("dropout_state")}
+
+    def num_parameters(self) -> int:
+        """Return the number of weights; a tied head counts once."""
+        return sum(int(np.prod(item.shape)) for item in self.weights().values())
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the token embedding."""
+        return self.backbone.tokens_embed
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding.
+
+        Args:
+            value: An embedding of width ``n_embd``.
+        """
+        self.backbone.tokens_embed = value
+        self.forget_graphs()
+
+    def set_compute_dtype(self, dtype: str) -> None:
+        """Compute the matrix products in another dtype; weights, softmax, LayerNorm and loss stay in float32.
+
+        Args:
+            dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        """
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, (Conv1D, GPTPreTrainedModel)):
+                cell.compute_dtype = _DTYPES[dtype]
+        self.forget_graphs()
+
+    def reseed(self, seed: int, step: int = 0) -> None:
+        """Start the dropout sequence of a seed.
+
+        Args:
+            seed: A whole number in [0, 2**31).
+            step: Training passes to count as already done.
+        """
+        self.backbone.dropout_state.set_data(Tensor([seed, step], ms.int32))
+
+    def prune_heads(self, heads_to_prune: Mapping[int, list[int] | set[int]]) -> None:
+        """Remove attention heads for good.
+
+        Args:
+            heads_to_prune: Layer number to the heads to remove, in the numbering of the unpruned layer. Heads that
+                are already gone are passed over.
+
+        Raises:
+            UserError: A layer or a head does not exist, or a layer would be left without heads.
+        """
+        blocks = self.backbone.h
+        for layer in heads_to_prune:
+            if not 0 <= layer < len(blocks):
+                raise UserError(f"layer {layer} does not exist: this model's layers are 0 to {len(blocks) - 1}")
+        for layer, heads in heads_to_prune.items():
+            blocks[layer].attn.prune_heads(heads)
+        self.forget_graphs()
+
+    @property
+    def pruned_heads(self) -> dict[int, list[int]]:
+        """Layer number to the heads that were removed; layers with all their heads are left out."""
+        pruned = {i: sorted(block.attn.pruned_heads) for i, block in enumerate(self.backbone.h)}
+        return {layer: heads for layer, heads in pruned.items() if heads}
+
+    def resize_token_embeddings(self, new_size: int) -> nn.Embedding:
+        """Grow or shrink the vocabulary; new rows are drawn as at the start, old rows keep their values.
+
+        Args:
+            new_size: The new number of tokens, at least 1.
+
+        Returns:
+            The token embedding.
+        """
+        self.config = self.config.replace(vocab_size=new_size)
+        for name, parameter in self.weights().items():
+            if name.endswith(("tokens_embed.embedding_table", "lm_head.weight")):
+                fresh = self._draw(f"{name}/{new_size}", (new_size, parameter.shape[1]), self.config.initializer_range)
+                kept = min(new_size, parameter.shape[0])
+                fresh[:kept] = parameter.asnumpy()[:kept]
+                owner = self.lm_head if name.startswith("lm_head") else self.get_input_embeddings()
+                setattr(owner, name.rsplit(".", 1)[-1], Parameter(Tensor(fresh), name=parameter.name))
+        self.get_input_embeddings().vocab_size = new_size
+        self.backbone.config = self.config
+        self.forget_graphs()
+        return self.get_input_embeddings()
+
+    def forget_graphs(self) -> None:
+        """Drop compiled graphs after the structure has changed."""
+        for _, cell in self.cells_and_names():
+            cell.compile_cache.clear()
+
+    def dense_arrays(self) -> dict[str, np.ndarray]:
+        """Return the weights as arrays under their names here, pruned heads put back as zeros."""
+        arrays = {name: item.asnumpy() for name, item in self.weights().items()}
+        prefix = "" if self.backbone is self else "transformer."
+        for layer in self.pruned_heads:
+            attn = self.backbone.h[layer].attn
+            size, width = attn.head_size, self.config.n_embd
+            rows = (np.array(attn.heads)[:, None] * size + np.arange(size)).reshape(-1)
+            columns = np.concatenate([rows, rows + width, rows + 2 * width])
+            name = f"{prefix}h.{layer}.attn."
+            for key, index, shape, axis in (
+                ("c_attn.weight", columns, (width, 3 * width), 1),
+                ("c_attn.bias", columns, (3 * width,), 0),
+                ("c_proj.weight", rows, (width, width), 0),
+            ):
+                dense = np.zeros(shape, np.float32)
+                np.moveaxis(dense, axis, 0)[index] = np.moveaxis(arrays[name + key], axis, 0)
+                arrays[name + key] = dense
+        return arrays
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write a folder that Hugging Face transformers and this library load.
+
+        A pruned model is written dense, the removed heads as zeros, since that is the same function everywhere.
+
+        Args:
+            folder: Made if it does not exist. Files are replaced whole, so an interrupted save loses nothing.
+            tokenizer: Anything with ``save_pretrained``, saved beside the weights; or ``None``.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        config = self.config.replace()
+        config.extra = {key: value for key, value in config.extra.items() if key != _PRUNED_KEY}
+        if self.pruned_heads:
+            config.extra[_PRUNED_KEY] = {str(layer): heads for layer, heads in self.pruned_heads.items()}
+        checkpoint.write_folder(folder, config, self.dense_arrays(), self.architecture[config.model_type])
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **overrides: Any) -> GPTPreTrainedModel:
+        """Load a folder in Hugging Face's layout.
+
+        Args:
+            path: A folder with ``config.json`` and ``model.safetensors`` (or shards, or a ``.ckpt``).
+            **overrides: Fields of ``GPTConfig`` to change, such as ``num_labels=3`` or ``output_attentions=True``.
+
+        Returns:
+            The model, in evaluation mode. A classifier or multiple-choice head that the folder lacks is drawn anew.
+
+        Raises:
+            UserError: The folder cannot be read, or its tensors do not fit the configuration; nothing is loaded.
+        """
+        config, tensors = checkpoint.read_folder(path)
+        config = config.replace(**overrides)
+        with _no_random_init():
+            model = cls(config)
+        model.load_arrays(tensors, source=str(path))
+        pruned = config.extra.get(_PRUNED_KEY, {})
+        model.prune_heads({int(layer): heads for layer, heads in pruned.items()})
+        model.set_train(False)
+        return model
+
+    def load_arrays(self, tensors: Mapping[str, np.ndarray], source: str = "checkpoint") -> None:
+        """Take weights from arrays under Hugging Face names, all or nothing.
+
+        Args:
+            tensors: Arrays by name, with or without the ``transformer.`` prefix.
+            source: What to call them in an error.
+
+        Raises:
+            UserError: A tensor of the transformer is missing, a shape differs, or there are tensors that no GPT has.
+        """
+        weights = self.weights()
+        shapes = {name: tuple(item.shape) for name, item in weights.items()}
+        mapping, report = checkpoint.match(shapes, tensors, self.config)
+        report.missing = [name for name in report.missing if not name.startswith(_NEW_HEADS)]
+        report.unexpected = [name for name in report.unexpected if not name.startswith(_ANY_HEAD)]
+        if report.missing or report.unexpected or report.mismatched:
+            raise checkpoint.CheckpointError(f"{source} does not fit this model: {report.summary()}")
+        for name, parameter in weights.items():
+            if name in mapping:
+                parameter.set_data(Tensor(np.asarray(tensors[mapping[name]], np.float32)))
+            else:
+                parameter.set_data(Tensor(self._draw(name, parameter.shape, self.config.initializer_range)))
+
+
+@contextlib.contextmanager
+def _no_random_init() -> Iterator[None]:
+    """Build models without drawing weights that are about to be overwritten."""
+    GPTPreTrainedModel._random_init = False
+    try:
+        yield
+    finally:
+        GPTPreTrainedModel._random_init = True

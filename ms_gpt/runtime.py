@@ -1,0 +1,131 @@
+"""The one place that sets device, mode, seed and threads, and says what it chose."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ms_gpt.errors import UserError, suggest
+
+DEVICES = ("auto", "cpu", "gpu", "ascend")
+MODES = ("graph", "pynative")
+DTYPES = ("float32", "float16", "bfloat16")
+_TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a process runs on.
+
+    Args:
+        device: ``"cpu"``, ``"gpu"`` or ``"ascend"``.
+        mode: ``"graph"`` or ``"pynative"``.
+        dtype: Of the matrix products: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        seed: Seed of everything random.
+    """
+
+    device: str
+    mode: str
+    dtype: str
+    seed: int
+
+
+def setup(device: str = "auto", mode: str = "graph", dtype: str = "float32", seed: int = 0) -> Runtime:
+    """Choose the device and the execution mode for this process.
+
+    Args:
+        device: ``"auto"`` takes Ascend, then GPU, then CPU, whichever answers first.
+        mode: ``"graph"`` compiles each model into one static graph; ``"pynative"`` runs op by op, for debugging.
+        dtype: Of the matrix products; half precision needs Ascend or a GPU.
+        seed: Seed for Python, NumPy and MindSpore.
+
+    Returns:
+        What was chosen.
+
+    Raises:
+        UserError: An unknown word, a device that this machine does not have, or half precision on the CPU.
+    """
+    for name, value, choices in (("device", device, DEVICES), ("mode", mode, MODES), ("dtype", dtype, DTYPES)):
+        if value not in choices:
+            raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}.{suggest(value, choices)}")
+    import mindspore as ms
+
+    if device == "auto":
+        device = next((name for name in ("ascend", "gpu") if is_available(name)), "cpu")
+    elif not is_available(device):
+        raise UserError(f"device={device!r} is not usable on this machine: no driver or library for it was found. "
+                        f"Use --device cpu, or install what MindSpore needs for {_TARGETS[device]}")
+    if device == "cpu" and dtype != "float32":
+        raise UserError(f"dtype={dtype!r} needs Ascend or a GPU: MindSpore's CPU kernels cannot train in half precision. "
+                        "Use --dtype float32")
+    ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+    ms.set_device(_TARGETS[device])
+    if device == "cpu":
+        # One kernel at a time, each on all cores, beats MindSpore's default of several at once.
+        ms.set_context(inter_op_parallel_num=1)
+    set_seed(seed)
+    return Runtime(device, mode, dtype, seed)
+
+
+def is_available(device: str) -> bool:
+    """Tell whether MindSpore can run on a device here.
+
+    Args:
+        device: ``"cpu"``, ``"gpu"`` or ``"ascend"``.
+
+    Returns:
+        Whether its driver and libraries load.
+    """
+    if device == "cpu":
+        return True
+    with _quiet_mindspore():
+        module = importlib.import_module(f"mindspore.device_context.{device}")
+        return bool(module.is_available())
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and MindSpore.
+
+    Args:
+        seed: A whole number, at least 0.
+
+    Raises:
+        UserError: The seed is negative.
+    """
+    if seed < 0 or seed >= 2**31:
+        raise UserError(f"seed={seed} is outside [0, {2**31})")
+    import mindspore as ms
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed)
+    ms.set_seed(seed)
+
+
+def cpu_count() -> int:
+    """Return the number of CPU cores this process may use."""
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _quiet_mindspore() -> Iterator[None]:
+    """Silence MindSpore's warnings about plug-ins that are merely absent."""
+    from mindspore import log
+
+    logger = log._get_logger()
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False

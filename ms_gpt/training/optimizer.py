@@ -1,0 +1,74 @@
+"""AdamW with bias correction and decoupled weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+
+def is_decayed(name: str, decay_embeddings: bool = False) -> bool:
+    """Tell whether weight decay applies to a parameter.
+
+    Args:
+        name: Its path in the model.
+        decay_embeddings: Decay token and position embeddings too.
+
+    Returns:
+        False for biases and LayerNorm, ``decay_embeddings`` for embeddings, True for every other matrix.
+
+    Source: GPT-1 paper, section 4.1 ("all non bias or gain weights").
+    """
+    if name.endswith("embedding_table"):
+        return decay_embeddings
+    return name.endswith(".weight")
+
+
+class AdamW(nn.Cell):
+    """AdamW as one fused kernel for each parameter.
+
+    The kernel has no bias correction. It computes ``p -= lr * (m / (sqrt(v) + eps) + decay * p)``; with
+    ``c = sqrt(1 - beta2**t) / (1 - beta1**t)``, giving it ``lr * c``, ``eps * sqrt(1 - beta2**t)`` and ``decay / c`` makes
+    that the bias-corrected rule exactly.
+
+    Args:
+        parameters: What is updated.
+        names: Their paths in the model, which decide on decay.
+        weight_decay: Coefficient of the decoupled decay.
+        decay_embeddings: Decay embeddings too.
+        beta1: Decay of the first moment, in [0, 1).
+        beta2: Decay of the second moment, in [0, 1).
+        epsilon: Added to the denominator.
+
+    Inputs:
+        gradients: Tuple of Tensors like the parameters.
+        learning_rate: float32 scalar Tensor.
+
+    Outputs:
+        int32 scalar Tensor, the number of updates made.
+
+    Source: Loshchilov and Hutter 2019, algorithm 2.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], names: Sequence[str], weight_decay: float = 0.01,
+                 decay_embeddings: bool = False, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
+        super().__init__()
+        self.parameters = ParameterTuple(parameters)
+        self.moment1 = self.parameters.clone("adam_m", init="zeros")
+        self.moment2 = self.parameters.clone("adam_v", init="zeros")
+        self.step = Parameter(Tensor(0, ms.int32), name="adam_step", requires_grad=False)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.decay = [weight_decay if is_decayed(name, decay_embeddings) else 0.0 for name in names]
+        self.update = ops.AdamWeightDecay()
+
+    def construct(self, gradients: tuple, learning_rate: Tensor) -> Tensor:
+        """Update every parameter once."""
+        step = (self.step + 1).astype(ms.float32)
+        correction1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), step)
+        correction2 = ops.sqrt(1.0 - ops.pow(Tensor(self.beta2, ms.float32), step))
+        ratio = correction2 / correction1
+        for i in range(len(self.decay)):
+            self.update(self.parameters[i], self.moment1[i], self.moment2[i], learning_rate * ratio, self.beta1,
+                        self.beta2, self.epsilon * correction2, self.decay[i] / ratio, gradients[i])
+        return ops.assign_add(self.step, Tensor(1, ms.int32))

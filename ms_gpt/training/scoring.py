@@ -1,0 +1,162 @@
+"""Using a saved classifier: scores on labelled texts, labels for new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
+from ms_gpt import runtime
+from ms_gpt.config import GPTConfig
+from ms_gpt.data import Dataset, load_dataset
+from ms_gpt.data.batches import Batches
+from ms_gpt.data.encode import encode_texts
+from ms_gpt.errors import UserError
+from ms_gpt.heads import GPTForSequenceClassification, model_class
+from ms_gpt.tokenizer import Tokenizer
+from ms_gpt.training.arguments import TrainingArguments
+from ms_gpt.training.finetuning import truncation_rule
+from ms_gpt.training.metrics import log_softmax
+from ms_gpt.training.step import Forward
+from ms_gpt.training.trainer import Trainer
+
+
+def load_classifier(folder: str | Path, options: Any) -> tuple[GPTForSequenceClassification, Tokenizer]:
+    """Set the device up and load a classifier with its tokenizer.
+
+    Args:
+        folder: As ``finetune`` leaves it in ``best/``.
+        options: Has ``device``, ``mode``, ``dtype`` and ``seed``.
+
+    Returns:
+        Model and tokenizer.
+
+    Raises:
+        UserError: The folder is missing or holds no classifier.
+    """
+    runtime.setup(options.device, options.mode, options.dtype, options.seed)
+    head = model_class(GPTConfig.from_json(folder))
+    if head is not GPTForSequenceClassification:
+        raise UserError(f"{folder} holds a {head.__name__}, not a classifier: give a folder that finetune has written")
+    model = head.from_pretrained(folder)
+    if options.dtype != "float32":
+        model.set_compute_dtype(options.dtype)
+    return model, Tokenizer.from_pretrained(folder)
+
+
+def load_part(data: str, part: str, config: GPTConfig, text_column: str | None = None,
+              label_column: str | None = None) -> Dataset:
+    """Load one part of a data set, its labels numbered as the classifier numbers them.
+
+    Args:
+        data: Name or path, as for ``load_dataset``.
+        part: ``"train"``, ``"validation"`` or ``"test"``; data that is one part is taken whole.
+        config: The classifier's configuration.
+        text_column: Column of the text, or ``None`` to guess.
+        label_column: Column of the label, or ``None`` to guess.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UserError: The part does not exist, or a label's name is not one of the classifier's.
+    """
+    parts = load_dataset(data, text_column, label_column)
+    if len(parts) == 1:
+        dataset = next(iter(parts.values()))
+    elif part in parts:
+        dataset = parts[part]
+    else:
+        raise UserError(f"{data} has no part {part!r}: choose one of {', '.join(parts)} with --part")
+    if dataset.label_names and config.id2label:
+        known = config.label2id
+        unknown = [name for name in dataset.label_names if name not in known]
+        if unknown:
+            raise UserError(f"{data} has the label {unknown[0]!r}, which the classifier does not know: "
+                            f"known are {', '.join(known)}")
+        numbers = [known[name] for name in dataset.label_names]
+        columns = {name: dataset[name] for name in dataset.column_names}
+        dataset = Dataset({**columns, "label": [numbers[label] for label in dataset["label"]]}, list(known))
+    return dataset
+
+
+def scorer(model: GPTForSequenceClassification, tokenizer: Tokenizer, options: Any, console: Any = None) -> Trainer:
+    """Return a trainer that only scores, with the truncation the model was trained with.
+
+    Args:
+        model: The classifier.
+        tokenizer: Its tokenizer.
+        options: Has ``batch_size``, ``device``, ``mode``, ``dtype`` and ``seed``.
+        console: Where anything is drawn.
+    """
+    arguments = TrainingArguments(per_device_eval_batch_size=options.batch_size, device=options.device,
+                                  mode=options.mode, dtype=options.dtype, seed=options.seed,
+                                  **truncation_rule(model.config))
+    return Trainer(model, arguments, tokenizer=tokenizer, console=console)
+
+
+class Labeller:
+    """Labels a stream of texts in batches, keeping their order.
+
+    Args:
+        model: The classifier.
+        tokenizer: Its tokenizer.
+        batch_size: Texts in a batch.
+    """
+
+    def __init__(self, model: GPTForSequenceClassification, tokenizer: Tokenizer, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} is not a whole number of at least 1")
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        rule = truncation_rule(model.config)
+        self.max_length, self.truncation = rule["max_length"], rule["truncation"]
+        # Texts come as a stream, so the padded lengths cannot be fitted to them.
+        self.buckets = sorted({max(self.max_length // 4, 1), max(self.max_length // 2, 1), self.max_length})
+        self.forward = Forward(model, ["input_ids", "attention_mask"]).set_train(False)
+        self.truncated = 0
+
+    def label(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Yield one prediction for each text, in order.
+
+        Args:
+            texts: Any iterable; it is read one batch ahead.
+
+        Yields:
+            ``text`` with ``label`` and ``probability``; lists of both for a multi-label model; ``value`` for a
+            regression.
+        """
+        texts = iter(texts)
+        while chunk := list(islice(texts, self.batch_size)):
+            for text, logits in zip(chunk, self.logits(chunk), strict=True):
+                yield {"text": text, **self.read(logits)}
+
+    def logits(self, texts: list[str]) -> np.ndarray:
+        """Return logits (N, num_labels) of at most a batch of texts."""
+        encoded = encode_texts(texts, self.tokenizer, self.max_length, self.truncation)
+        self.truncated += encoded.truncated
+        pad_id = max(self.model.config.pad_token_id or 0, 0)
+        sequences = [sequence or [pad_id] for sequence in encoded.sequences]
+        longest = max(map(len, sequences))
+        bucket = next(length for length in self.buckets if length >= longest)
+        batches = Batches(sequences, [0] * len(sequences), self.batch_size, [bucket], pad_id)
+        input_ids, mask, _ = batches.collate(bucket, np.arange(len(sequences)))
+        return self.forward(Tensor(input_ids), Tensor(mask))[0].asnumpy()[: len(texts)]
+
+    def read(self, logits: np.ndarray) -> dict[str, Any]:
+        """Turn one row of logits into what a user reads."""
+        config = self.model.config
+        names = config.label_names
+        if config.problem_type == "regression" or config.num_labels == 1:
+            values = [float(value) for value in logits]
+            return {"value": values[0] if len(values) == 1 else values}
+        if config.problem_type == "multi_label_classification":
+            chances = 1 / (1 + np.exp(-logits.astype(np.float64)))
+            chosen = [i for i, chance in enumerate(chances) if chance > 0.5]
+            return {"label": [names[i] for i in chosen], "probability": [float(chances[i]) for i in chosen]}
+        chances = np.exp(log_softmax(logits))
+        best = int(chances.argmax())
+        return {"label": names[best], "probability": float(chances[best])}

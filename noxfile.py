@@ -1,0 +1,37 @@
+"""Test sessions: tests, parity, slow, lint, and the oldest supported MindSpore."""
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+
+
+@nox.session
+def lint(session):
+    session.install("ruff>=0.8")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def tests(session):
+    session.install("-r", "requirements.txt")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def parity(session):
+    session.install("-r", "requirements.txt", "torch==2.13.0", "transformers>=5")
+    session.run("python", "-m", "pytest", "-m", "parity and not slow", *session.posargs)
+
+
+@nox.session
+def slow(session):
+    session.install("-r", "requirements.txt", "torch==2.13.0", "transformers>=5")
+    session.run("python", "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session(name="mindspore-2.7.0", python=["3.10", "3.11"])
+def mindspore_270(session):
+    requirements = nox.project.load_toml("pyproject.toml")["project"]
+    needed = [line for line in requirements["dependencies"] if not line.startswith("mindspore")]
+    session.install("mindspore==2.7.0", *needed, *requirements["optional-dependencies"]["test"])
+    session.run("python", "-m", "pytest", *session.posargs)

@@ -1,0 +1,205 @@
+"""Conversion: the same tensors through every format, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from checkpoint_helpers import (
+    FAMILIES,
+    HEADS,
+    PREFIX,
+    ROOT,
+    assert_one_line,
+    assert_same,
+    make_folder,
+    on_disk,
+    random_arrays,
+    small_config,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ms_gpt import checkpoint
+from ms_gpt.checkpoint import CheckpointError
+from ms_gpt.cli import main
+from ms_gpt.errors import UserError
+
+
+class TestConvert:
+    @pytest.mark.parametrize("head", HEADS)
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("through", ["m.ckpt", "m.safetensors"])
+    def test_folder_to_file_and_back(self, tmp_path, family, head, through):
+        make_folder(tmp_path / "a", family, head)
+        checkpoint.convert(tmp_path / "a", tmp_path / through)
+        report = checkpoint.convert(tmp_path / through, tmp_path / "b")
+        assert (report.source_format, report.target_format) == (through[2:], "folder")
+        assert (report.missing, report.unexpected, report.mismatched) == ([], [], [])
+        for name in ("model.safetensors", "config.json"):
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(family=st.sampled_from(FAMILIES), head=st.sampled_from(HEADS), heads=st.integers(1, 3),
+           layers=st.integers(1, 3), width=st.integers(1, 3), tied=st.booleans(), projected=st.booleans(),
+           dtype=st.sampled_from(["float32", "float16", "bfloat16"]))
+    def test_any_config_survives(self, tmp_path_factory, family, head, heads, layers, width, tied, projected, dtype):
+        folder = tmp_path_factory.mktemp("any")
+        make_folder(folder / "a", family, head, n_head=heads, n_layer=layers, n_embd=heads * width,
+                    tie_word_embeddings=tied, summary_proj_to_labels=projected)
+        checkpoint.convert(folder / "a", folder / "b", dtype=dtype)
+        checkpoint.convert(folder / "b", folder / "c.safetensors")
+        checkpoint.convert(folder / "c.safetensors", folder / "d")
+        narrow = checkpoint.read_safetensors(folder / "d" / "model.safetensors")
+        assert {info.dtype for info in narrow.infos.values()} == {dtype}
+        files = [(folder / name / "model.safetensors").read_bytes() for name in "abd"]
+        assert files[1] == files[2]
+        assert (files[0] == files[1]) == (dtype == "float32")
+
+    def test_a_folder_with_one_ckpt_is_a_model_folder(self, tmp_path):
+        config, arrays = make_folder(tmp_path)
+        checkpoint.convert(tmp_path, tmp_path / "model.ckpt")
+        (tmp_path / "model.safetensors").unlink()
+        assert_same(checkpoint.read_folder(tmp_path)[1], on_disk(config, arrays))
+        (tmp_path / "other.ckpt").write_bytes((tmp_path / "model.ckpt").read_bytes())
+        with pytest.raises(CheckpointError, match="2 .ckpt files"):
+            checkpoint.read_folder(tmp_path)
+
+    def test_a_backbone_under_an_lm_config_gets_the_prefix(self, tmp_path):
+        config = small_config("gpt2")
+        checkpoint.write_folder(tmp_path / "a", config, random_arrays(config, "GPT2Model"), "GPT2LMHeadModel")
+        report = checkpoint.convert(tmp_path / "a", tmp_path / "b")
+        assert all(row.target == PREFIX + row.source for row in report.rows)
+
+    def test_buffers_and_strangers_are_left_out(self, tmp_path):
+        config = small_config("gpt2")
+        arrays = random_arrays(config, "GPT2LMHeadModel")
+        arrays |= {"transformer.h.0.attn.bias": np.ones((1, 1, 7, 7), np.float32), "stranger": np.ones(2, np.float32)}
+        checkpoint.write_folder(tmp_path / "a", config, arrays, "GPT2LMHeadModel")
+        report = checkpoint.convert(tmp_path / "a", tmp_path / "b")
+        assert report.unexpected == ["stranger"]
+        assert {"stranger", "transformer.h.0.attn.bias"}.isdisjoint(checkpoint.read_folder(tmp_path / "b")[1])
+
+    def test_what_is_incomplete_is_reported_dry_and_refused_otherwise(self, tmp_path):
+        config = small_config("gpt2")
+        arrays = random_arrays(config, "GPT2LMHeadModel")
+        del arrays["transformer.ln_f.beta"]
+        arrays["transformer.h.1.mlp.c_fc.bias"] = np.zeros(3, np.float32)
+        checkpoint.write_folder(tmp_path / "a", config, arrays, "GPT2LMHeadModel")
+        report = checkpoint.convert(tmp_path / "a", tmp_path / "b", dry_run=True)
+        assert report.missing == ["transformer.ln_f.bias"]
+        assert report.mismatched == [("transformer.h.1.mlp.c_fc.bias", (16,), (3,))]
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.convert(tmp_path / "a", tmp_path / "b")
+        assert_one_line(error, "1 missing", "1 of another shape")
+        assert not (tmp_path / "b").exists()
+
+    def test_tokenizer_and_generation_settings_come_along(self, tmp_path):
+        make_folder(tmp_path / "a")
+        (tmp_path / "a" / "vocab.json").write_text('{"a": 0}')
+        (tmp_path / "a" / "generation_config.json").write_text('{"top_k": 5}')
+        checkpoint.convert(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "b" / "vocab.json").read_text() == '{"a": 0}'
+        assert (tmp_path / "b" / "generation_config.json").read_text() == '{"top_k": 5}'
+
+    def test_in_place(self, tmp_path):
+        config, arrays = make_folder(tmp_path)
+        checkpoint.convert(tmp_path, tmp_path, dtype="bf16")
+        read = checkpoint.read_folder(tmp_path)[1]
+        assert {info.dtype for info in read.infos.values()} == {"bfloat16"}
+        for name, array in on_disk(config, arrays).items():
+            np.testing.assert_allclose(read[name], array, rtol=2**-8)
+
+    def test_interrupted_conversion_leaves_no_target(self, tmp_path, monkeypatch):
+        make_folder(tmp_path / "a")
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ms_gpt.checkpoint.safetensors._write_array", killed)
+        for target in ("b", "c.safetensors"):
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.convert(tmp_path / "a", tmp_path / target)
+        assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "a"] == []
+
+    @pytest.mark.parametrize(("arguments", "reason"), [
+        ({"to": "foldr"}, "Did you mean 'folder'?"),
+        ({"dtype": "int8"}, "int8"),
+        ({"n_head": 4}, "n_head=4 contradicts"),
+        ({"target": "x.bin"}, "give a folder"),
+        ({"source": "nowhere"}, "No such file"),
+        ({"source": "a/config.json"}, "no known format"),
+    ])
+    def test_wrong_arguments_are_one_line(self, tmp_path, arguments, reason):
+        make_folder(tmp_path / "a")
+        arguments = {"source": "a", "target": "b", **arguments}
+        for key in ("source", "target"):
+            arguments[key] = tmp_path / arguments[key]
+        with pytest.raises(UserError) as error:
+            checkpoint.convert(**arguments)
+        assert_one_line(error, reason)
+
+    def test_an_unknown_architecture_is_named(self, tmp_path):
+        config = small_config("gpt2")
+        checkpoint.write_folder(tmp_path / "a", config, random_arrays(config, "GPT2Model"), "GPT2ForQuestionAnswering")
+        with pytest.raises(CheckpointError, match="GPT2ForQuestionAnswering"):
+            checkpoint.convert(tmp_path / "a", tmp_path / "b")
+
+    def test_no_mindspore_unless_a_ckpt_is_involved(self, tmp_path):
+        make_folder(tmp_path / "a")
+        program = ("import sys; from ms_gpt.checkpoint import convert\n"
+                   "convert('a', 'b'); convert('b', 'c.safetensors', dtype='fp16'); convert('c.safetensors', 'd')\n"
+                   "sys.exit('mindspore' in sys.modules)")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+
+
+class TestCommandLine:
+    def test_json_holds_the_promised_keys(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        target = str(tmp_path / "b.safetensors")
+        assert main(["convert", str(tmp_path / "a"), target, "--dtype", "float16", "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert set(result) == {"source_format", "target_format", "tensors", "missing", "unexpected", "mismatched"}
+        assert result["tensors"][0] == {"source": "transformer.wte.weight", "target": "transformer.wte.weight",
+                                        "shape": [11, 4], "dtype": "float16"}
+        assert len(result["tensors"]) == 28
+
+    def test_dry_run_writes_nothing_and_says_so(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--dry-run"]) == 0
+        assert "28 tensors would be written" in capsys.readouterr().out
+        assert not (tmp_path / "b").exists()
+
+    def test_a_mistake_is_one_line_and_exit_code_2(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        (tmp_path / "a" / "model.safetensors").write_bytes(b"x" * 30)
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+class TestRealFiles:
+    def test_tiny_gpt2(self, data_dir, tmp_path):
+        source = data_dir / "checkpoints" / "hf_gpt2_tiny" / "tiny_gpt2.safetensors"
+        with pytest.raises(UserError, match="--n-head"):
+            checkpoint.convert(source, tmp_path / "out")
+        report = checkpoint.convert(source, tmp_path / "out", n_head=2)
+        assert report.model_type == "gpt2"
+        assert len(report.rows) == 28
+        original = safetensors.numpy.load_file(source)
+        assert_same(safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors"),
+                    {PREFIX + name: array for name, array in original.items() if not name.endswith(".attn.bias")})
+
+    def test_tiny_classifier_finds_its_config(self, data_dir, tmp_path):
+        source = data_dir / "checkpoints" / "hf_gpt2_tiny" / "tiny_gpt2_seqcls.safetensors"
+        report = checkpoint.convert(source, tmp_path / "out.ckpt")
+        assert report.architecture == "GPT2ForSequenceClassification"
+        checkpoint.convert(tmp_path / "out.ckpt", tmp_path / "out")
+        assert checkpoint.read_folder(tmp_path / "out")[0].id2label == {0: "neg", 1: "neu", 2: "pos"}
+        assert_same(safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors"),
+                    safetensors.numpy.load_file(source))

@@ -1,0 +1,74 @@
+"""The rooms of the package: imports point one way, and nothing heavy or foreign is imported."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ms_gpt"
+# A room may import rooms to its left, and itself.
+ORDER = ["errors", "_lazy", "runtime", "config", "checkpoint", "layers", "pretrained", "model", "heads", "tokenizer",
+         "data", "training", "mingpt", "cli"]
+# What draws stands beside the order: only callbacks and the command line call it.
+DRAWING = {"console", "plots"}
+MAY_DRAW = {"cli", "console", "plots", "training/callbacks"}
+FOREIGN = {"torch", "transformers", "mindnlp"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Yield every module name that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+            if node.module == "ms_gpt":
+                yield from (f"ms_gpt.{alias.name}" for alias in node.names)
+
+
+def room_of(name):
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(path):
+    relative = path.relative_to(PACKAGE).with_suffix("")
+    room = relative.parts[0]
+    if room in ("__init__", "__main__"):
+        return
+    used = {room_of(name) for name in imports(path) if name.startswith("ms_gpt.")} - {"", "__version__"}
+    if used & DRAWING and room not in DRAWING:
+        assert room in MAY_DRAW or relative.as_posix() in MAY_DRAW, f"{relative} draws"
+    unknown = used - set(ORDER) - DRAWING
+    assert not unknown, f"{relative} imports rooms that have no place in the order: {unknown}"
+    if room not in DRAWING:
+        later = {name for name in used - DRAWING if ORDER.index(name) > ORDER.index(room)}
+        assert not later, f"{relative} imports {later}, which stand after {room}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_other_framework_is_imported(path):
+    assert not {name.split(".")[0] for name in imports(path)} & FOREIGN
+
+
+def test_checkpoint_knows_no_cells():
+    for path in (PACKAGE / "checkpoint").glob("*.py"):
+        assert not any(name.startswith("mindspore.nn") for name in imports(path)), path.name
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, ms_gpt, ms_gpt.data, ms_gpt.training, ms_gpt.checkpoint, ms_gpt.tokenizer; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {"mindspore", "numpy", "matplotlib", "tokenizers", "rich"} & set(loaded.split())
+
+
+def test_every_public_name_can_be_imported():
+    import ms_gpt
+
+    for name in ms_gpt.__all__:
+        assert getattr(ms_gpt, name) is not None
