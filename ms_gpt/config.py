@@ -149,7 +149,7 @@ class GPTConfig:
 
     @property
     def block_size(self) -> int:
-        """minGPT's name for ``n_positions``."""
+        """The longest sequence, by minGPT's name."""
         return self.n_positions
 
     @property
@@ -201,7 +201,7 @@ class GPTConfig:
             value = getattr(self, key)
             # -1 is how some published configurations say "none".
             if value is not None and not (isinstance(value, int) and -1 <= value < self.vocab_size):
-                raise UserError(f"{key}={value!r} is outside the vocabulary: give an id from 0 to {self.vocab_size - 1}")
+                raise UserError(f"{key}={value!r} is outside the vocabulary: give an id in [0, {self.vocab_size})")
         if self.id2label is not None and sorted(self.id2label) != list(range(len(self.id2label))):
             raise UserError(f"id2label has the keys {sorted(self.id2label)}: number the classes from 0 without gaps")
 

@@ -182,7 +182,7 @@ class GPTModel(GPTPreTrainedModel):
         then, if ``output_attentions``, a tuple of L Tensors (B, H, T, T).
 
     Raises:
-        ValueError: Both or neither of ``input_ids`` and ``inputs_embeds`` are given, or T exceeds ``n_positions``.
+        UserError: Both or neither of ``input_ids`` and ``inputs_embeds`` are given, or T exceeds ``n_positions``.
     """
 
     architecture = {"openai-gpt": "OpenAIGPTModel", "gpt2": "GPT2Model", "ms_gpt": "GPTModel"}
@@ -215,11 +215,10 @@ class GPTModel(GPTPreTrainedModel):
     def embed(self, input_ids: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
               inputs_embeds: Tensor | None) -> Tensor:
         """Return the sum of token, position and token-type embeddings, (B, T, D)."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.tokens_embed(input_ids)
         length = inputs_embeds.shape[1]
+        # Within a larger graph nothing has checked this yet.
         if length > self.config.n_positions:
             raise ValueError(f"a sequence of {length} tokens is longer than n_positions={self.config.n_positions}")
         if position_ids is None:

@@ -40,6 +40,17 @@ class GPTPreTrainedModel(nn.Cell):
         self.config = config
         self.compute_dtype = ms.float32
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, the inputs checked beforehand: a compiler would report a mistake in forty lines."""
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        inputs_embeds = args[5] if len(args) > 5 else kwargs.get("inputs_embeds")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("give exactly one of input_ids and inputs_embeds")
+        length = input_ids.shape[-1] if inputs_embeds is None else inputs_embeds.shape[-2]
+        if length > self.config.n_positions:
+            raise UserError(f"a sequence of {length} tokens is longer than n_positions={self.config.n_positions}")
+        return super().__call__(*args, **kwargs)
+
     @property
     def backbone(self) -> GPTPreTrainedModel:
         """The ``GPTModel`` inside (itself, for a model without a head)."""

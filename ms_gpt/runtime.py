@@ -61,13 +61,15 @@ def setup(device: str = "auto", mode: str = "graph", dtype: str = "float32", see
         raise UserError(f"device={device!r} is not usable on this machine: no driver or library for it was found. "
                         f"Use --device cpu, or install what MindSpore needs for {_TARGETS[device]}")
     if device == "cpu" and dtype != "float32":
-        raise UserError(f"dtype={dtype!r} needs Ascend or a GPU: MindSpore's CPU kernels cannot train in half precision. "
-                        "Use --dtype float32")
+        raise UserError(f"dtype={dtype!r} needs Ascend or a GPU: MindSpore's CPU kernels cannot train in half "
+                        "precision. Use --dtype float32")
     ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_device(_TARGETS[device])
     if device == "cpu":
         # One kernel at a time, each on all cores, beats MindSpore's default of several at once.
-        ms.set_context(inter_op_parallel_num=1)
+        # A second call in one process is an error, and changes nothing.
+        with contextlib.suppress(RuntimeError):
+            ms.runtime.dispatch_threads_num(1)
     set_seed(seed)
     return Runtime(device, mode, dtype, seed)
 

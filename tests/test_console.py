@@ -155,9 +155,13 @@ def test_live_bar_fits_the_terminal(terminal, capsys):
 
 
 def test_live_bar_stops_when_interrupted(terminal):
-    with pytest.raises(KeyboardInterrupt), Console().progress(10, "training") as bar:
-        bar.update(1)
-        raise KeyboardInterrupt
+    def interrupted():
+        with Console().progress(10, "training") as bar:
+            bar.update(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     # The cursor is hidden while the bar is live.
     assert terminal.getvalue().rfind("\x1b[?25h") > terminal.getvalue().rfind("\x1b[?25l") >= 0
 

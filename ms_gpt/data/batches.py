@@ -138,12 +138,13 @@ class Batches:
 
 
 class EpochSource:
-    """Hands one epoch after another to ``mindspore.dataset``, from any position on.
+    """Hands one epoch after another to ``mindspore.dataset``.
 
     Args:
         batches: Where the batches come from.
         first_epoch: Number of the epoch that the first pass is.
-        skip: Batches to leave out at the start of that epoch.
+        skip: Batches to leave out at the start of each epoch. All passes of a pipeline must have one length, so the
+            rest of an interrupted epoch is a pipeline of its own.
     """
 
     def __init__(self, batches: Batches, first_epoch: int = 0, skip: int = 0) -> None:
@@ -151,12 +152,12 @@ class EpochSource:
         self.next_epoch, self.skip = first_epoch, skip
 
     def __len__(self) -> int:
-        return self.batches.steps_per_epoch
+        return self.batches.steps_per_epoch - self.skip
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        epoch, skip = self.next_epoch, self.skip
-        self.next_epoch, self.skip = epoch + 1, 0
-        return self.batches.epoch(epoch, skip)
+        # The epoch counts when it has been read to its end: GeneratorDataset begins one pass more than it finishes.
+        yield from self.batches.epoch(self.next_epoch, self.skip)
+        self.next_epoch += 1
 
 
 def to_mindspore(batches: Batches, first_epoch: int = 0, skip: int = 0) -> Any:
@@ -165,7 +166,7 @@ def to_mindspore(batches: Batches, first_epoch: int = 0, skip: int = 0) -> Any:
     Args:
         batches: Where the batches come from.
         first_epoch: Number of the epoch that the first pass is.
-        skip: Batches to leave out at the start of that epoch.
+        skip: Batches to leave out at the start of an epoch; see ``EpochSource``.
 
     Returns:
         A ``GeneratorDataset`` with the columns of ``batches``.

@@ -130,7 +130,7 @@ def _from_hugging_face(
     # The library raises its own, pyarrow's and the network's errors: all mean that the name or folder is no use.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"datasets cannot load {name!r}: {reason}") from None
+        raise UserError(f"datasets cannot load {name!r}: {reason.rstrip('.')}.{suggest(name, NAMES)}") from None
     found = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     parts, label_names = {}, None
     for key, rows in found.items():

@@ -19,21 +19,21 @@ MIN_WORDS, MAX_WORDS = 12, 40
 
 POSITIVE = [
     "wonderful", "brilliant", "moving", "gripping", "charming", "clever", "fresh", "superb", "delightful", "touching",
-    "graceful", "memorable", "convincing", "beautiful", "thoughtful", "lively", "rewarding"
+    "graceful", "memorable", "convincing", "beautiful", "thoughtful", "lively", "rewarding",
 ]
 NEGATIVE = [
     "dull", "boring", "clumsy", "tedious", "predictable", "weak", "dreadful", "lifeless", "shallow", "tiresome",
-    "forgettable", "sloppy", "bland", "painful", "hollow", "messy", "confusing"
+    "forgettable", "sloppy", "bland", "painful", "hollow", "messy", "confusing",
 ]
 POLARITY = {**dict.fromkeys(NEGATIVE, 0), **dict.fromkeys(POSITIVE, 1)}
 
 NOUNS = [
     "acting", "story", "script", "music", "pacing", "dialogue", "camera work", "ending", "direction", "humour", "plot",
-    "editing", "photography", "romance"
+    "editing", "photography", "romance",
 ]
 
-# Each clause in its affirmed and its denied form. Both end in the same words, so that the word next to the adjective
-# says nothing about the negation.
+# Each clause in its affirmed and its denied form. Most pairs end in the same words, so that the word next to the
+# adjective says little about the negation.
 CLAUSES = [
     ("the {noun} was really {adj}", "the {noun} was not really {adj}"),
     ("the {noun} was very {adj}", "the {noun} was not at all {adj}"),
@@ -51,7 +51,7 @@ CLAUSES = [
 
 LEADS = [
     "to my mind", "if you ask me", "as far as I can tell", "all in all", "looking back", "on a second viewing",
-    "at least to me", "overall"
+    "at least to me", "overall",
 ]
 
 # {B} and {b} are the clause and the bare adjective that decide the label; {A} and {a} say the opposite, or the same
@@ -108,12 +108,12 @@ FILLERS = [
 FILLER_WORDS = {
     "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
     "company": [
-        "my sister", "my brother", "two friends", "my parents", "a colleague", "my neighbour", "my class"
+        "my sister", "my brother", "two friends", "my parents", "a colleague", "my neighbour", "my class",
     ],
     "minutes": ["eighty", "ninety", "a hundred", "a hundred and ten", "a hundred and twenty"],
     "place": ["London", "Paris", "Lisbon", "Chicago", "Tokyo", "Vienna", "Dublin", "Shanghai"],
     "decade": [
-        "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties"
+        "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties",
     ],
     "number": ["two", "three", "four", "five", "six", "seven"],
     "cinema": ["Odeon", "Rialto", "Lux", "Capitol", "Apollo"],

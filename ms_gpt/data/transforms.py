@@ -3,8 +3,8 @@
 Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.3 and figure 1.
 
 All functions take token ids without special tokens, as ``Tokenizer.encode`` gives them. ``truncation`` names what is
-kept of a text that is too long: ``"head"`` its beginning, ``"tail"`` its end, ``"head_tail"`` half of each. The
-special tokens are always kept.
+kept of a text that is too long: ``"head"`` its beginning, ``"tail"`` its end, ``"head_tail"`` a quarter from the
+beginning and three from the end, where a review usually has its verdict. The special tokens are always kept.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def truncate(ids: Sequence[int], length: int, truncation: str = "head_tail") -> 
     ids = list(ids)
     if len(ids) <= length:
         return ids, False
-    tail = {"head": 0, "tail": length, "head_tail": length // 2}[truncation]
+    tail = {"head": 0, "tail": length, "head_tail": length - length // 4}[truncation]
     return ids[: length - tail] + ids[len(ids) - tail :], True
 
 

@@ -11,7 +11,7 @@ from ms_gpt.errors import UserError, suggest
 SCHEDULES = ("linear", "cosine", "constant")
 STRATEGIES = ("no", "epoch", "steps")
 # Names that older releases of transformers gave the same thing.
-_FORMER_NAMES = {"evaluation_strategy": "eval_strategy", "lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
+_FORMER_NAMES = {"evaluation_strategy": "eval_strategy"}
 
 
 @dataclass

@@ -126,8 +126,8 @@ class Progress(Callback):
                             f"({self.trainer.args.learning_rate:g}) or check the labels; last/ holds the last save")
         self.log.write(step=state.step, epoch=round(state.epochs_done, 4), loss=loss, learning_rate=rate,
                        grad_norm=norm, tokens_per_second=speed)
-        self.bar.update(state.step, loss=loss, learning_rate=rate, tokens_per_second=speed,
-                        **{name: value for name, value in state.last_eval.items() if name in ("accuracy", "perplexity")})
+        evaluated = {name: state.last_eval[name] for name in ("accuracy", "perplexity") if name in state.last_eval}
+        self.bar.update(state.step, loss=loss, learning_rate=rate, **evaluated, tokens_per_second=speed)
 
     def on_train_end(self, run_context: RunContext) -> None:
         """Close the bar."""
@@ -136,7 +136,7 @@ class Progress(Callback):
         self.close()
 
     def close(self) -> None:
-        """Close the bar, also after an interruption."""
+        """Close the bar, after an interruption too."""
         self.compiling.pop_all()
         self.stack.close()
 

@@ -138,8 +138,8 @@ def build_classifier(corpus: Corpus, tokenizer: Tokenizer, settings: Any) -> GPT
     Args:
         corpus: Says how many classes there are.
         tokenizer: Says how many tokens there are.
-        settings: Has ``model`` (folder or ``None``), ``dropout``, ``lm_coef``, ``max_length``, ``truncation``, ``seed``,
-            and, for a model from scratch, ``n_layer``, ``n_head`` and ``n_embd``.
+        settings: Has ``model`` (folder or ``None``), ``dropout``, ``lm_coef``, ``max_length``, ``truncation`` and
+            ``seed``; for a model from scratch ``n_layer``, ``n_head`` and ``n_embd`` too.
 
     Returns:
         The model; new tokens have new embeddings.

@@ -28,9 +28,9 @@ def is_decayed(name: str, decay_embeddings: bool = False) -> bool:
 class AdamW(nn.Cell):
     """AdamW as one fused kernel for each parameter.
 
-    The kernel has no bias correction. It computes ``p -= lr * (m / (sqrt(v) + eps) + decay * p)``; with
-    ``c = sqrt(1 - beta2**t) / (1 - beta1**t)``, giving it ``lr * c``, ``eps * sqrt(1 - beta2**t)`` and ``decay / c`` makes
-    that the bias-corrected rule exactly.
+    The kernel has no bias correction. It computes ``p -= lr * (m / (sqrt(v) + eps) + decay * p)``. Given ``lr * c``,
+    ``eps * sqrt(1 - beta2**t)`` and ``decay / c``, where ``c = sqrt(1 - beta2**t) / (1 - beta1**t)``, that is the
+    bias-corrected rule exactly.
 
     Args:
         parameters: What is updated.
@@ -52,7 +52,8 @@ class AdamW(nn.Cell):
     """
 
     def __init__(self, parameters: Sequence[Parameter], names: Sequence[str], weight_decay: float = 0.01,
-                 decay_embeddings: bool = False, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
+                 decay_embeddings: bool = False, beta1: float = 0.9, beta2: float = 0.999,
+                 epsilon: float = 1e-8) -> None:
         super().__init__()
         self.parameters = ParameterTuple(parameters)
         self.moment1 = self.parameters.clone("adam_m", init="zeros")

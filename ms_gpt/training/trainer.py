@@ -201,15 +201,12 @@ class Trainer:
         log.restart(self.state.step)
         self.log = log
         started = time.perf_counter()
-        if self.state.step < self.state.max_steps and not self.state.stopped:
-            progress = Progress(self, self.console, log)
-            dataset = to_mindspore(self.train_batches, self.state.epoch, self.state.batch)
-            last_epoch = math.ceil(self.state.max_steps / self.state.steps_per_epoch)
-            try:
-                Model(step).train(last_epoch, dataset, [progress, EvaluateAndSave(self), *self.callbacks],
-                                  dataset_sink_mode=False, initial_epoch=self.state.epoch)
-            finally:
-                progress.close()
+        progress = Progress(self, self.console, log)
+        try:
+            while self.state.step < self.state.max_steps and not self.state.stopped:
+                self._run_epochs(step, [progress, EvaluateAndSave(self), *self.callbacks])
+        finally:
+            progress.close()
         self.model.set_train(False)
         if self.args.load_best_model_at_end and self.state.best_metric is not None:
             self.load_best()
@@ -221,6 +218,13 @@ class Trainer:
             "best": self.state.best,
             "best_step": self.state.best_step,
         }
+
+    def _run_epochs(self, step: TrainStep, callbacks: list[Callback]) -> None:
+        """Run to the end; or, where a run was interrupted inside an epoch, to the end of that epoch."""
+        state = self.state
+        last_epoch = state.epoch + 1 if state.batch else math.ceil(state.max_steps / state.steps_per_epoch)
+        dataset = to_mindspore(self.train_batches, state.epoch, state.batch)
+        Model(step).train(last_epoch, dataset, callbacks, dataset_sink_mode=False, initial_epoch=state.epoch)
 
     def _build_step(self) -> TrainStep:
         args = self.args
