@@ -138,7 +138,7 @@ class GPTConfig:
             if getattr(self, key) is None:
                 setattr(self, key, value)
         if self.id2label is not None:
-            self.id2label = {int(key): str(value) for key, value in self.id2label.items()}
+            self.id2label = _numbered(self.id2label)
             self.num_labels = len(self.id2label)
         self.validate()
 
@@ -189,6 +189,13 @@ class GPTConfig:
             _check_int("n_inner", self.n_inner, minimum=1)
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+        if self.post_norm:
+            # Hugging Face's GPT-1 configuration has no such keys, so a saved model would come back as another one.
+            for key, values in (("n_inner", (None, 4 * self.n_embd)), ("scale_attn_weights", (True,)),
+                                ("scale_attn_by_inverse_layer_idx", (False,))):
+                if getattr(self, key) not in values:
+                    raise UserError(f"{key}={getattr(self, key)!r} is a setting of GPT-2: leave it out, or set "
+                                    "model_type='gpt2'")
         for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_pdrop", "summary_first_dropout"):
             _check_float(key, getattr(self, key), 0.0, 1.0)
         _check_float("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, math.inf, open_low=True)
@@ -317,6 +324,13 @@ class GPTConfig:
                 raise UserError(f"{key!r} is not a field of GPTConfig.{suggest(key, values)}")
             values[name] = value
         return GPTConfig(**values)
+
+
+def _numbered(id2label: Any) -> dict[int, str]:
+    try:
+        return {int(key): str(value) for key, value in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"id2label={id2label!r} is not a mapping from class numbers to names") from None
 
 
 def _field_default(name: str) -> Any:

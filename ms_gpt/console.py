@@ -73,9 +73,9 @@ class Console:
         sys.stderr.write(f"warning: {printable(text)}\n")
 
     def result(self, text: str) -> None:
-        """Print a line that the user asked for: never wrapped, also when ``quiet``."""
+        """Print a line that the user asked for: never wrapped, its tabs kept, also when ``quiet``."""
         if not (self.quiet and self.json):
-            self._rich.print(_text(text), soft_wrap=True)
+            (sys.stderr if self.json else sys.stdout).write(f"{printable(text)}\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
         """Print a table of results.
@@ -217,6 +217,10 @@ class Progress:
             self._redraw()
         elif time.monotonic() - self._last_line[0] >= self._pause:
             self._print_line()
+
+    def restart_clock(self) -> None:
+        """Estimate the speed anew, after a pause such as a compilation."""
+        self._times.clear()
 
     def status(self, width: int | None = None) -> str:
         """Return the figures and the time left as one line.

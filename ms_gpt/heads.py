@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
-from ms_gpt.layers import Dropout, cross_entropy, gather_positions, last_token_index, next_token_labels
+from ms_gpt.layers import Dropout, cross_entropy, gather_positions, last_token_index, next_token_labels, tanh
 from ms_gpt.model import GPTModel
 from ms_gpt.pretrained import GPTPreTrainedModel
 
@@ -137,7 +137,7 @@ class SequenceSummary(nn.Cell):
         output = self.first_dropout(output, dropout_key)
         if self.use_proj:
             output = self.summary(output)
-        return ops.tanh(output) if self.use_tanh else output
+        return tanh(output) if self.use_tanh else output
 
 
 class GPTDoubleHeadsModel(LanguageModelMixin, GPTPreTrainedModel):
@@ -155,7 +155,8 @@ class GPTDoubleHeadsModel(LanguageModelMixin, GPTPreTrainedModel):
         mc_labels: int Tensor (B,), the right choice, in [0, C).
 
     Outputs:
-        Tuple ``([lm_loss], [mc_loss], lm_logits (B, C, T, V), mc_logits (B, C), *rest)``.
+        Tuple ``([lm_loss], [mc_loss], lm_logits (B, C, T, V), mc_logits (B, C), *rest)``; mc_logits are (B, C, D) where
+        the summary keeps the width.
 
     Source: GPT-1 paper, section 3.3; transformers' ``OpenAIGPTDoubleHeadsModel``.
     """
@@ -194,12 +195,13 @@ class GPTDoubleHeadsModel(LanguageModelMixin, GPTPreTrainedModel):
         lm_logits = self.lm_logits(hidden_states)
         index = None if mc_token_ids is None else mc_token_ids.reshape((-1,))
         mc_logits = self.multiple_choice_head(hidden_states, index, self.transformer.head_dropout_key())
-        mc_logits = mc_logits.reshape((batch, choices))
+        width = mc_logits.shape[-1]
+        mc_logits = mc_logits.reshape((batch, choices) if width == 1 else (batch, choices, width))
         losses = ()
         if labels is not None:
             losses = losses + (self.lm_loss(lm_logits, labels.reshape((batch * choices, length))),)
         if mc_labels is not None:
-            losses = losses + (cross_entropy(mc_logits, mc_labels.reshape((-1,))),)
+            losses = losses + (cross_entropy(mc_logits.reshape((-1, mc_logits.shape[-1])), mc_labels.reshape((-1,))),)
         return losses + (lm_logits.reshape((batch, choices, length, -1)), mc_logits) + outputs[1:]
 
 
@@ -220,8 +222,8 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
 
     Inputs:
         As ``GPTModel``, and ``labels``: float Tensor (B,) or (B, num_labels) for regression, int Tensor (B,) in
-        [0, num_labels) for single-label (-100 marks a row that does not count), float Tensor (B, num_labels) of 0 and
-        1 for multi-label.
+        [0, num_labels) for single-label, float Tensor (B, num_labels) of 0 and 1 for multi-label. A label that does
+        not count is -100, or NaN where labels are float.
 
     Outputs:
         Tuple ``(loss, logits, *rest)`` with labels, ``(logits, *rest)`` without; logits are (B, num_labels).
@@ -276,13 +278,18 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
         if problem_type is None:
             problem_type = "regression" if self.num_labels == 1 else (
                 "multi_label_classification" if is_float else "single_label_classification")
-        if problem_type == "regression":
-            return ops.square(logits.reshape((-1,)) - labels.reshape((-1,)).astype(ms.float32)).mean()
         if problem_type == "single_label_classification":
             return cross_entropy(logits, labels.reshape((-1,)), self.class_weights)
-        # log(1 + exp(x)) - x y, in the form that cannot overflow.
-        target = labels.astype(ms.float32)
-        return (ops.relu(logits) - logits * target + ops.log1p(ops.exp(-ops.abs(logits)))).mean()
+        target = labels.reshape(logits.shape).astype(ms.float32)
+        counted = target == target
+        target = ops.where(counted, target, ops.zeros_like(target))
+        if problem_type == "regression":
+            losses = ops.square(logits - target)
+        else:
+            # log(1 + exp(x)) - x y, in the form that cannot overflow; Expm1, since the CPU's Exp is 5e-6 off.
+            losses = ops.relu(logits) - logits * target + ops.log(2.0 + ops.expm1(-ops.abs(logits)))
+        weight = counted.astype(ms.float32)
+        return (losses * weight).sum() / ops.maximum(weight.sum(), Tensor(1.0, ms.float32))
 
     def auxiliary_lm_loss(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the language-model loss of the real tokens of a batch that is being classified."""

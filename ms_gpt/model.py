@@ -34,7 +34,9 @@ class MLP(nn.Cell):
         super().__init__()
         self.c_fc = Conv1D(n_state, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, n_state)
-        self.act = Activation(config.activation_function)
+        # transformers reads "gelu" as the erf form, save in GPT-1.
+        is_erf = config.activation_function == "gelu" and not config.post_norm
+        self.act = Activation("gelu_exact" if is_erf else config.activation_function)
         self.dropout = Dropout(config.resid_pdrop)
 
     def construct(self, x: Tensor, dropout_key: Tensor | None = None) -> Tensor:

@@ -74,12 +74,16 @@ class GPTPreTrainedModel(nn.Cell):
         Source: GPT-1 paper, section 4.1; GPT-2 paper, section 2.3.
         """
         for name, parameter in self.weights().items():
-            leaf = name.rsplit(".", 1)[-1]
-            if leaf in ("weight", "embedding_table") and not name.startswith("transformer."):
-                std = self.config.initializer_range
-                if name.endswith("c_proj.weight") and not self.config.post_norm:
-                    std /= math.sqrt(2 * self.config.n_layer)
-                parameter.set_data(Tensor(self._draw(name, parameter.shape, std)))
+            if not name.startswith("transformer.") and not name.endswith(("gamma", "beta")):
+                parameter.set_data(Tensor(self._initial(name, parameter.shape)))
+
+    def _initial(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith("bias"):
+            return np.zeros(shape, np.float32)
+        std = self.config.initializer_range
+        if name.endswith("c_proj.weight") and not self.config.post_norm:
+            std /= math.sqrt(2 * self.config.n_layer)
+        return self._draw(name, shape, std)
 
     def _draw(self, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:
         generator = np.random.default_rng([self.config.seed, zlib.crc32(name.encode())])
@@ -262,7 +266,7 @@ class GPTPreTrainedModel(nn.Cell):
             if name in mapping:
                 parameter.set_data(Tensor(np.asarray(tensors[mapping[name]], np.float32)))
             else:
-                parameter.set_data(Tensor(self._draw(name, parameter.shape, self.config.initializer_range)))
+                parameter.set_data(Tensor(self._initial(name, parameter.shape)))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,7 @@ class FinetuneOptions(RuntimeOptions):
         truncation: What a truncated text keeps.
         class_weights: Weigh rare classes up, or all the same.
         num_train_epochs: Passes over the training data.
-        max_steps: Stop after this many updates.
+        max_steps: Stop each phase after this many updates.
         pretrain_epochs: Passes of language-model pre-training on the training texts before fine-tuning.
         per_device_train_batch_size: Examples in an update.
         per_device_eval_batch_size: Examples in an evaluation batch.
@@ -51,10 +52,12 @@ class FinetuneOptions(RuntimeOptions):
         lr_scheduler_type: Shape of the schedule after the warm-up.
         warmup_ratio: Share of the updates over which the learning rate rises.
         weight_decay: Decoupled decay of the weight matrices.
+        buckets: Padded lengths, each with a graph of its own; more of them waste less on padding.
         lm_coef: Weight of the auxiliary language-model loss.
         dropout: Dropout on embeddings, residual branches and the classifier.
         pretrain_learning_rate: Peak rate of the pre-training.
-        pretrain_batch_size: Blocks of max_length tokens in an update of the pre-training.
+        pretrain_batch_size: Blocks in an update of the pre-training.
+        pretrain_block_size: Tokens in a block.
         word_dropout: Share of words replaced by <unk> in training.
         metric_for_best_model: Figure of the validation data that chooses the best epoch.
         early_stopping_patience: Stop after this many epochs without a better one.
@@ -85,13 +88,15 @@ class FinetuneOptions(RuntimeOptions):
     max_steps: int | None = option(None, shown_default="no limit")
     pretrain_epochs: float | None = option(None, shown_default=_BY_RECIPE)
     pretrain_learning_rate: float = 2e-3
-    pretrain_batch_size: int = 16
+    pretrain_batch_size: int = 32
+    pretrain_block_size: int = 128
     per_device_train_batch_size: int | None = option(None, shown_default=_BY_RECIPE)
     per_device_eval_batch_size: int = 64
     learning_rate: float | None = option(None, shown_default=_BY_RECIPE)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] | None = option(None, shown_default=_BY_RECIPE)
     warmup_ratio: float | None = option(None, shown_default=_BY_RECIPE)
-    weight_decay: float | None = option(None, shown_default=_BY_RECIPE)
+    weight_decay: float = 0.01
+    buckets: int | None = option(None, shown_default=_BY_RECIPE)
     lm_coef: float | None = option(None, shown_default=_BY_RECIPE)
     dropout: float | None = option(None, shown_default=_BY_RECIPE)
     word_dropout: float | None = option(None, shown_default=_BY_RECIPE)
@@ -118,7 +123,7 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     Returns:
         ``output_dir``, ``best`` (figures on the validation data) and ``test`` (figures on the test data, or ``None``).
     """
-    options = resolve(options)
+    options = place(options)
     console = Console(options.quiet, options.json)
     from ms_gpt import plots, runtime
     from ms_gpt.checkpoint.atomic import make_folder, write_json
@@ -127,6 +132,7 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     running = runtime.setup(options.device, options.mode, options.dtype, options.seed)
     corpus = steps.load_corpus(options.data, options.eval_data, options.test_data, options.text_column,
                                options.label_column, options.num_labels, options.seed)
+    options = with_recipe(options, corpus.train["text"])
     tokenizer = steps.build_tokenizer(corpus.train["text"], options.tokenizer or options.model, options.vocab_size,
                                       options.max_length)
     classifier = steps.build_classifier(corpus, tokenizer, options)
@@ -186,35 +192,50 @@ def _report(console: Console, options: FinetuneOptions, corpus: Any, best: dict,
     console.next_command("predict", "--model", options.output_dir / "best", text)
 
 
-def resolve(options: FinetuneOptions) -> FinetuneOptions:
-    """Fill what the user left open from the interrupted run, or from the recipe.
+def place(options: FinetuneOptions) -> FinetuneOptions:
+    """Choose the folder of the run, and take up the settings of the run that is to be resumed.
 
     Args:
         options: As parsed.
 
     Returns:
-        Options without open settings.
+        Options with a folder.
 
     Raises:
-        UserError: The output folder already holds a run, or a setting does not go with pre-trained weights.
+        UserError: The folder already holds a run, or a setting does not go with pre-trained weights.
     """
     folder = options.output_dir or _default_folder(options)
     written = folder / "recipe.yaml"
     values: dict[str, Any] = {"output_dir": folder}
     if options.resume and written.exists():
         before = read_config(written, FinetuneOptions, "finetune")
-        values = {**{key: value for key, value in before.items() if key not in options.explicit}, **values}
+        values = {**{key: value for key, value in before.items() if key not in options.explicit}, **values,
+                  "resume": True}
     elif written.exists():
         raise UserError(f"{folder} already holds a run: add --resume to go on with it, or give another --output-dir")
     options = dataclasses.replace(options, **values)
-    if options.model is not None:
+    if options.model is not None and not options.resume:
         wrong = [name for name in _ONLY_FROM_SCRATCH if name in options.explicit]
         if wrong:
             raise UserError(f"--{wrong[0].replace('_', '-')} is for training from scratch: {options.model} "
                             "already says what the model is")
-    defaults = recipe(pretrained=options.model is not None)
-    open_settings = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    return dataclasses.replace(options, **open_settings)
+    return options
+
+
+def with_recipe(options: FinetuneOptions, texts: Sequence[str]) -> FinetuneOptions:
+    """Fill what the user left open from the recipe for these texts.
+
+    Args:
+        options: With a folder.
+        texts: The training texts; their length decides between the recipes from scratch.
+
+    Returns:
+        Options without open settings.
+    """
+    words = sum(len(text.split()) for text in texts) / len(texts)
+    defaults = recipe(options.model is not None, words)
+    return dataclasses.replace(
+        options, **{name: value for name, value in defaults.items() if getattr(options, name) is None})
 
 
 def _default_folder(options: FinetuneOptions) -> Path:

@@ -64,6 +64,25 @@ def load_dataset(
     return _labelled(_read_folder(path), str(path), text_column, label_column, label_names)
 
 
+def read_texts(path: Path, text_column: str | None = None) -> list[str]:
+    """Read texts without labels.
+
+    Args:
+        path: A table, as for ``load_dataset``; or any other text file, with one text a line. Empty lines are left out.
+        text_column: The table's column; by default one of the usual names.
+
+    Returns:
+        The texts, in order.
+
+    Raises:
+        UserError: If the file cannot be read, or the table has no such column.
+    """
+    if table_stem(path) is None:
+        return [line for line in read_text(path).splitlines() if line.strip()]
+    columns = read_table(path)
+    return [str(text) for text in columns[_pick(columns, text_column, TEXT_COLUMNS, "text", str(path))]]
+
+
 def _part_of(stem: str) -> str | None:
     return next((part for prefix, part in PART_PREFIXES.items() if stem.startswith(prefix)), None)
 

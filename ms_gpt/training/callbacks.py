@@ -104,6 +104,7 @@ class Progress(Callback):
         if self.is_new:
             self.pending[-1][0].asnumpy()
             self.compiling.close()
+            self.bar.restart_clock()
         else:
             self.tokens += self.trainer.count_tokens(self.batch)
             self.seconds += time.perf_counter() - self.started

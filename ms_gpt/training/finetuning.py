@@ -171,6 +171,9 @@ def build_classifier(corpus: Corpus, tokenizer: Tokenizer, settings: Any) -> GPT
             model.resize_token_embeddings(len(tokenizer))
         model.config = model.backbone.config = model.config.replace(**tokens)
         model.pad_token_id = tokenizer.pad_token_id
+    if settings.max_length is not None and settings.max_length > model.config.n_positions:
+        raise UserError(f"max_length={settings.max_length} is greater than n_positions={model.config.n_positions} of "
+                        f"{settings.model}: give a smaller --max-length")
     # Where Hugging Face keeps settings of a task; predict truncates as training did.
     rule = {"max_length": settings.max_length or model.config.n_positions, "truncation": settings.truncation}
     model.config.extra["task_specific_params"] = {TASK: rule}
@@ -200,15 +203,13 @@ def pretraining(classifier: GPTForSequenceClassification, tokenizer: Tokenizer, 
     """
     model = GPTLMHeadModel(classifier.config)
     model.transformer = classifier.transformer
-    blocks = [_blocks(part["text"], tokenizer, settings.max_length) for part in (corpus.train, corpus.validation)]
+    length = min(settings.max_length, settings.pretrain_block_size)
+    blocks = [_blocks(part["text"], tokenizer, length) for part in (corpus.train, corpus.validation)]
     arguments = TrainingArguments(
         str(Path(settings.output_dir) / "pretrain"), num_train_epochs=settings.pretrain_epochs,
         per_device_train_batch_size=settings.pretrain_batch_size, learning_rate=settings.pretrain_learning_rate,
-        per_device_eval_batch_size=settings.pretrain_batch_size, lr_scheduler_type="cosine", warmup_ratio=0.05,
-        weight_decay=settings.weight_decay, logging_steps=settings.logging_steps, logging_dir=str(settings.output_dir),
-        eval_strategy="epoch", save_strategy="epoch", metric_for_best_model="loss", buckets=1,
-        max_length=settings.max_length, seed=settings.seed, device=settings.device, mode=settings.mode,
-        dtype=settings.dtype)
+        lr_scheduler_type="cosine", warmup_ratio=0.05, metric_for_best_model="loss", buckets=1, max_length=length,
+        logging_dir=str(settings.output_dir), **_shared(settings))
     return Trainer(model, arguments, *blocks, console=console, phase="pretrain")
 
 
@@ -239,18 +240,31 @@ def finetuning(classifier: GPTForSequenceClassification, tokenizer: Tokenizer, c
         weights = class_weights(corpus.train["label"], corpus.num_labels)
     metric = "loss" if corpus.problem_type == "regression" else settings.metric_for_best_model
     arguments = TrainingArguments(
-        str(settings.output_dir), num_train_epochs=settings.num_train_epochs, max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.per_device_train_batch_size,
-        per_device_eval_batch_size=settings.per_device_eval_batch_size, learning_rate=settings.learning_rate,
+        str(settings.output_dir), num_train_epochs=settings.num_train_epochs,
+        per_device_train_batch_size=settings.per_device_train_batch_size, learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type, warmup_ratio=settings.warmup_ratio,
-        weight_decay=settings.weight_decay, word_dropout=settings.word_dropout, class_weights=weights,
-        logging_steps=settings.logging_steps, eval_strategy="epoch",
-        save_strategy="steps" if settings.save_steps else "epoch", save_steps=settings.save_steps,
-        load_best_model_at_end=True, metric_for_best_model=metric,
-        early_stopping_patience=settings.early_stopping_patience, seed=settings.seed, device=settings.device,
-        mode=settings.mode, dtype=settings.dtype, **truncation_rule(classifier.config))
+        word_dropout=settings.word_dropout, class_weights=weights, load_best_model_at_end=True,
+        metric_for_best_model=metric, early_stopping_patience=settings.early_stopping_patience,
+        buckets=settings.buckets, **_shared(settings), **truncation_rule(classifier.config))
     return Trainer(classifier, arguments, corpus.train, corpus.validation, tokenizer=tokenizer, console=console,
                    phase="finetune")
+
+
+def _shared(settings: Any) -> dict[str, Any]:
+    """Return the arguments that both phases take from the settings."""
+    return {
+        "max_steps": settings.max_steps or -1,
+        "per_device_eval_batch_size": settings.per_device_eval_batch_size,
+        "weight_decay": settings.weight_decay,
+        "logging_steps": settings.logging_steps,
+        "eval_strategy": "epoch",
+        "save_strategy": "steps" if settings.save_steps else "epoch",
+        "save_steps": settings.save_steps,
+        "seed": settings.seed,
+        "device": settings.device,
+        "mode": settings.mode,
+        "dtype": settings.dtype,
+    }
 
 
 def run_pretraining(trainer: Trainer, resume: bool) -> dict[str, Any]:

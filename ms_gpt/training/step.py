@@ -80,15 +80,16 @@ class TrainStep(nn.Cell):
         self.loss, self.optimizer, self.schedule = loss, optimizer, schedule
         self.max_grad_norm = float(max_grad_norm)
         self.value_and_grad = ops.value_and_grad(loss, None, optimizer.parameters)
-        self.half_square = ops.L2Loss()
+        self.sum = ops.ReduceSum()
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make one update."""
         loss, gradients = self.value_and_grad(*batch)
         total = Tensor(0.0, ms.float32)
         for i in range(len(gradients)):
-            total = total + self.half_square(gradients[i])
-        norm = ops.sqrt(2.0 * total)
+            # In two steps: one running sum over millions of squares loses up to 7 % in float32 (ops.L2Loss does).
+            total = total + self.sum(self.sum(ops.square(gradients[i]), -1))
+        norm = ops.sqrt(total)
         if self.max_grad_norm > 0:
             scale = ops.minimum(Tensor(1.0, ms.float32), self.max_grad_norm / (norm + 1e-6))
             clipped = ()
