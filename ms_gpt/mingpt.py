@@ -239,13 +239,14 @@ class Trainer:
 
     def score(self, batches: _PairBatches) -> float:
         """Return the loss of some batches, nats a token."""
+        was_training = self.model.training
         self.model.set_train(False)
         total, count = 0.0, 0
         for input_ids, targets in batches.epoch():
             scored = int((targets >= 0).sum())
             total += float(self.score_loss(Tensor(input_ids), Tensor(targets)).asnumpy()) * scored
             count += scored
-        self.model.set_train(True)
+        self.model.set_train(was_training)
         return total / max(count, 1)
 
     def end_epoch(self, train_loss: float) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from mindspore import Tensor
 
-from ms_gpt import GPTConfig
+from ms_gpt import GPTConfig, runtime
 
 FAMILIES = ("openai-gpt", "gpt2")
 MODES = ("graph", "pynative")
@@ -75,7 +74,7 @@ def positions_of(mask: np.ndarray) -> np.ndarray:
 
 
 def set_mode(mode: str) -> None:
-    ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+    runtime.setup("cpu", mode)
 
 
 def close(first, second, atol: float = 1e-5) -> None:

@@ -15,7 +15,6 @@ from mindspore import Tensor, nn, ops
 from model_helpers import close, positions_of, random_ids, random_model, run, set_mode, tiny_config
 
 from ms_gpt import (
-    Attention,
     Block,
     GPTConfig,
     GPTForSequenceClassification,
@@ -366,16 +365,17 @@ def test_the_best_model_is_chosen_on_validation_data_and_the_test_set_waits(tmp_
 
     monkeypatch.setattr(Trainer, "train", watched_train)
     folder = tmp_path / "run"
-    assert main(["finetune", "--output-dir", str(folder), "--n-layer", "1", "--n-embd", "8", "--n-head", "2",
-                 "--vocab-size", "200", "--max-length", "24", "--num-train-epochs", "4", "--quiet",
-                 "--pretrain-epochs", "1", "--per-device-train-batch-size", "16", "--learning-rate", "0.01"]) == 0
+    sizes = {"n-layer": 1, "n-embd": 8, "n-head": 2, "vocab-size": 200, "max-length": 24, "num-train-epochs": 3,
+             "pretrain-epochs": 1, "per-device-train-batch-size": 24, "learning-rate": 0.01, "mode": "pynative"}
+    flags = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    assert main(["finetune", "--output-dir", str(folder), "--quiet", *flags]) == 0
     last = len(looks) - looks[::-1].index("training ends")
     assert {"train", "validation"} <= set(looks[:last])
     assert "test" not in looks[:last]
     assert set(looks[last:]) == {"test"}
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evaluations = [record for record in log if record["phase"] == "finetune" and "eval_accuracy" in record]
-    assert len(evaluations) == 4
+    assert len(evaluations) == 3
     assert all(record["eval_n"] == 24 for record in evaluations)
     best = json.loads((folder / "results.json").read_text())["best"]
     assert best["accuracy"] == max(record["eval_accuracy"] for record in evaluations)
@@ -412,6 +412,11 @@ def test_training_and_validation_never_overlap_after_a_reshuffle(tmp_path):
         assert faulty & set(corpus.validation["text"])
 
 
-def test_attention_is_one_layer_for_all_uses_of_its_name():
-    names = {name.split(".")[0] for name, _ in Attention(tiny_config()).parameters_and_names()}
-    assert names == {"c_attn", "c_proj"}
+def test_dropout_goes_on_after_an_evaluation(tmp_path):
+    classifier = GPTForSequenceClassification(tiny_config(n_layer=1, num_labels=2))
+    rows = [{"input_ids": [number % 12 + 1, 3, 5], "label": number % 2} for number in range(8)]
+    arguments = TrainingArguments(str(tmp_path), num_train_epochs=3, per_device_train_batch_size=8, device="cpu",
+                                  mode="pynative", eval_strategy="epoch", save_strategy="no")
+    Trainer(classifier, arguments, rows, rows, console=Console(quiet=True)).train()
+    # Every pass with dropout is counted; a model left in evaluation mode counts none.
+    assert classifier.transformer.dropout_state.asnumpy()[1] == 3
