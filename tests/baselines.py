@@ -1,4 +1,4 @@
-"""Bag-of-words baselines beside which the README puts its figures: ``python tests/baselines.py [DATA] [--test-data PATH]``.
+"""Bag-of-words baselines, beside which the README puts its figures: ``python tests/baselines.py [DATA]``.
 
 Logistic regression from scikit-learn on unigram counts and on TF-IDF of words and word pairs, for several strengths of
 regularisation; the best on the test texts is printed, which flatters the baseline.

@@ -40,7 +40,7 @@ def reviews(tmp_path_factory):
     """A csv of 80 texts with string labels; 'fine' decides."""
     path = tmp_path_factory.mktemp("data") / "reviews.csv"
     rng = np.random.default_rng(0)
-    words = "the film was long and had many people in it who spoke of rain".split()
+    words = ["the", "film", "was", "long", "and", "had", "many", "people", "in", "it", "who", "spoke", "of", "rain"]
     lines = ["text,label"]
     for i in range(80):
         text = " ".join(rng.choice(words, int(rng.integers(4, 15))))
