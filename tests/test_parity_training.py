@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mindspore import Tensor
+from mindspore import Parameter, Tensor, nn
 from parity_helpers import make_batch, our_names, to_mindspore, to_torch, torch, total_loss, transformers, twins
 
 from ms_gpt.training.optimizer import AdamW, is_decayed
@@ -99,6 +99,28 @@ def test_the_usual_epsilon(tmp_path, architecture):
 @pytest.mark.parametrize("max_grad_norm", [0, 1000.0])
 def test_gradients_that_are_not_clipped(tmp_path, max_grad_norm):
     train_both("GPT2LMHeadModel", tmp_path, max_grad_norm, epsilon=1e-5, kind="cosine", decay_embeddings=True)
+
+
+class Product(nn.Cell):
+    """The sum of a parameter times its input, so that the input is the gradient."""
+
+    def __init__(self, shape) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.zeros(shape, np.float32)), name="weight")
+
+    def construct(self, x):
+        return (self.weight * x).sum()
+
+
+def test_the_norm_of_a_large_gradient():
+    # The sum of millions of squares, added one by one in float32, is percents too small.
+    gradient = np.random.default_rng(0).normal(0, 1e-3, (3000, 1000)).astype(np.float32)
+    loss = Product(gradient.shape)
+    step = TrainStep(loss, AdamW([loss.weight], ["weight"]), LearningRate(RATE, TOTAL))
+    weight = torch.nn.Parameter(torch.zeros(gradient.shape))
+    weight.grad = torch.tensor(gradient)
+    expected = torch.nn.utils.clip_grad_norm_([weight], 1.0).item()
+    assert float(step(Tensor(gradient))[1]) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)

@@ -52,6 +52,7 @@ class FinetuneOptions(RuntimeOptions):
         lr_scheduler_type: Shape of the schedule after the warm-up.
         warmup_ratio: Share of the updates over which the learning rate rises.
         weight_decay: Decoupled decay of the weight matrices.
+        adam_beta2: Decay of Adam's second moment.
         buckets: Padded lengths, each with a graph of its own; more of them waste less on padding.
         lm_coef: Weight of the auxiliary language-model loss.
         dropout: Dropout on embeddings, residual branches and the classifier.
@@ -96,6 +97,7 @@ class FinetuneOptions(RuntimeOptions):
     lr_scheduler_type: Literal["linear", "cosine", "constant"] | None = option(None, shown_default=_BY_RECIPE)
     warmup_ratio: float | None = option(None, shown_default=_BY_RECIPE)
     weight_decay: float = 0.01
+    adam_beta2: float | None = option(None, shown_default=_BY_RECIPE)
     buckets: int | None = option(None, shown_default=_BY_RECIPE)
     lm_coef: float | None = option(None, shown_default=_BY_RECIPE)
     dropout: float | None = option(None, shown_default=_BY_RECIPE)

@@ -256,6 +256,7 @@ def _shared(settings: Any) -> dict[str, Any]:
         "max_steps": settings.max_steps or -1,
         "per_device_eval_batch_size": settings.per_device_eval_batch_size,
         "weight_decay": settings.weight_decay,
+        "adam_beta2": settings.adam_beta2,
         "logging_steps": settings.logging_steps,
         "eval_strategy": "epoch",
         "save_strategy": "steps" if settings.save_steps else "epoch",

@@ -15,6 +15,7 @@ PRETRAINED: dict[str, Any] = {
     "learning_rate": 6.25e-5,
     "lr_scheduler_type": "linear",
     "warmup_ratio": 0.002,
+    "adam_beta2": 0.999,
     "lm_coef": 0.5,
     "dropout": 0.1,
     "word_dropout": 0.0,
@@ -29,6 +30,7 @@ SCRATCH_SHORT: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.1,
+    "adam_beta2": 0.999,
     "lm_coef": 0.5,
     "dropout": 0.1,
     "word_dropout": 0.0,
@@ -45,13 +47,15 @@ SCRATCH_SHORT: dict[str, Any] = {
 # order, so one wide-reading layer with strong dropout on the words does as well as several.
 SCRATCH_LONG: dict[str, Any] = {
     **SCRATCH_SHORT,
-    "num_train_epochs": 2,
+    "num_train_epochs": 3,
+    "adam_beta2": 0.98,
     "lm_coef": 0.0,
     "dropout": 0.2,
     "word_dropout": 0.3,
-    "pretrain_epochs": 0.5,
+    "pretrain_epochs": 0.25,
     "buckets": 5,
     "max_length": 512,
+    "vocab_size": 16000,
     "n_layer": 1,
     "n_head": 2,
 }
