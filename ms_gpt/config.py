@@ -26,6 +26,9 @@ _SYNONYMS = {
     "num_hidden_layers": "n_layer",
 }
 
+# transformers' name for an activation where it is another than ours, in pre-norm and in post-norm models.
+_HF_ACTIVATIONS = {False: {"gelu_exact": "gelu"}, True: {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt1": {"model_type": "openai-gpt"},
     "gpt2": {"model_type": "gpt2"},
@@ -59,8 +62,9 @@ class GPTConfig:
         n_head: Attention heads in a block.
         model_type: ``"openai-gpt"`` (GPT-1: norm after each residual sum), ``"gpt2"`` (norm before, one more at
             the end) or ``"ms_gpt"`` (GPT-2 with settings that Hugging Face has no key for).
-        activation_function: Activation of the MLP. GPT-1 files call it ``afn``; there, as in every released GPT,
-            ``"gelu"`` means the tanh form. ``"gelu_exact"`` is the erf form.
+        activation_function: Activation of the MLP. As in transformers, ``"gelu"`` is the tanh form in GPT-1 (whose
+            files call the key ``afn``) and the erf form in GPT-2; ``"gelu_new"`` and ``"gelu_pytorch_tanh"`` are the
+            tanh form, ``"gelu_exact"`` the erf form everywhere.
         n_inner: Width of the MLP; ``None`` means ``4 * n_embd``.
         resid_pdrop: Dropout rate on each residual branch, in [0, 1).
         embd_pdrop: Dropout rate on the embedding sum, in [0, 1).
@@ -78,7 +82,7 @@ class GPTConfig:
         lm_coef: Weight of the auxiliary language-model loss while fine-tuning (GPT-1 paper, equation 5).
         summary_type: What the multiple-choice head reads: ``"cls_index"``, ``"last"``, ``"first"`` or ``"mean"``.
         summary_use_proj: The multiple-choice head ends in a projection.
-        summary_activation: ``None`` or ``"tanh"``, after that projection.
+        summary_activation: Activation after that projection, or ``None``.
         summary_proj_to_labels: Project to ``num_labels`` and not to ``n_embd``.
         summary_first_dropout: Dropout rate in front of that projection.
         pad_token_id: Token that fills batches, or ``None``.
@@ -189,10 +193,12 @@ class GPTConfig:
             _check_int("n_inner", self.n_inner, minimum=1)
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+        _check_choice("activation_function", self.activation_function, ACTIVATIONS)
         if self.post_norm:
-            # Hugging Face's GPT-1 configuration has no such keys, so a saved model would come back as another one.
+            # Hugging Face's GPT-1 cannot say these things, so a saved model would come back as another one.
             for key, values in (("n_inner", (None, 4 * self.n_embd)), ("scale_attn_weights", (True,)),
-                                ("scale_attn_by_inverse_layer_idx", (False,))):
+                                ("scale_attn_by_inverse_layer_idx", (False,)),
+                                ("activation_function", tuple({*ACTIVATIONS} - {"gelu_exact", "tanh"}))):
                 if getattr(self, key) not in values:
                     raise UserError(f"{key}={getattr(self, key)!r} is a setting of GPT-2: leave it out, or set "
                                     "model_type='gpt2'")
@@ -201,7 +207,7 @@ class GPTConfig:
         _check_float("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, math.inf, open_low=True)
         _check_float("initializer_range", self.initializer_range, 0.0, math.inf)
         _check_float("lm_coef", self.lm_coef, 0.0, math.inf)
-        _check_choice("activation_function", self.activation_function, ACTIVATIONS)
+        _check_choice("summary_activation", self.summary_activation, (None, *ACTIVATIONS))
         _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         _check_choice("summary_type", self.summary_type, SUMMARY_TYPES)
         for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -256,6 +262,10 @@ class GPTConfig:
             if _field_default(key) is not None:
                 del own[key]
         extra.pop("label2id", None)
+        # transformers writes its default of 50256 whatever the vocabulary, and does without.
+        for key in ("bos_token_id", "eos_token_id"):
+            if isinstance(own.get(key), int) and own[key] >= (own.get("vocab_size") or math.inf):
+                del own[key]
         own["extra"] = {**extra, **values.get("extra", {})} if isinstance(values.get("extra"), dict) else extra
         own["extra"].pop("extra", None)
         return cls(**own)
@@ -269,6 +279,8 @@ class GPTConfig:
         values["id2label"] = {str(key): name for key, name in self.label_names.items()}
         values["label2id"] = self.label2id
         del values["num_labels"]
+        values["activation_function"] = _HF_ACTIVATIONS[self.post_norm].get(
+            self.activation_function, self.activation_function)
         if self.model_type == "openai-gpt":
             values["afn"] = values.pop("activation_function")
             del values["n_inner"], values["scale_attn_weights"], values["scale_attn_by_inverse_layer_idx"]

@@ -11,7 +11,15 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
-from ms_gpt.layers import Dropout, cross_entropy, gather_positions, last_token_index, next_token_labels, tanh
+from ms_gpt.layers import (
+    IGNORE_INDEX,
+    Activation,
+    Dropout,
+    cross_entropy,
+    gather_positions,
+    last_token_index,
+    next_token_labels,
+)
 from ms_gpt.model import GPTModel
 from ms_gpt.pretrained import GPTPreTrainedModel
 
@@ -120,7 +128,9 @@ class SequenceSummary(nn.Cell):
         if self.use_proj:
             # A multiple-choice head gives one score for each choice, whatever num_labels says.
             self.summary = nn.Dense(config.n_embd, 1 if config.summary_proj_to_labels else config.n_embd)
-        self.use_tanh = config.summary_activation == "tanh"
+        self.has_activation = config.summary_activation is not None
+        if self.has_activation:
+            self.activation = Activation(config.summary_activation)
         self.first_dropout = Dropout(config.summary_first_dropout)
 
     def construct(self, hidden_states: Tensor, cls_index: Tensor | None = None,
@@ -137,7 +147,7 @@ class SequenceSummary(nn.Cell):
         output = self.first_dropout(output, dropout_key)
         if self.use_proj:
             output = self.summary(output)
-        return tanh(output) if self.use_tanh else output
+        return self.activation(output) if self.has_activation else output
 
 
 class GPTDoubleHeadsModel(LanguageModelMixin, GPTPreTrainedModel):
@@ -293,12 +303,18 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
 
     def auxiliary_lm_loss(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the language-model loss of the real tokens of a batch that is being classified."""
-        labels = input_ids
+        lm_logits = self.lm_logits(hidden_states)
         if attention_mask is not None:
-            labels = ops.where(attention_mask != 0, labels, ops.full_like(labels, -100))
+            is_real = attention_mask != 0
         elif self.pad_token_id is not None:
-            labels = ops.where(labels != self.pad_token_id, labels, ops.full_like(labels, -100))
-        return self.lm_loss(self.lm_logits(hidden_states), labels)
+            is_real = input_ids != self.pad_token_id
+        else:
+            return self.lm_loss(lm_logits, input_ids)
+        ignored = ops.full_like(input_ids, IGNORE_INDEX)
+        targets = next_token_labels(ops.where(is_real, input_ids, ignored))
+        # With padding on the left, what a padded position would predict does not count either.
+        targets = ops.where(is_real.reshape((-1,)), targets, ignored.reshape((-1,)))
+        return cross_entropy(lm_logits.reshape((-1, lm_logits.shape[-1])), targets)
 
     def construct(
         self,

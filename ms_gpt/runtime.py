@@ -64,7 +64,7 @@ def setup(device: str = "auto", mode: str = "graph", dtype: str = "float32", see
         raise UserError(f"dtype={dtype!r} needs Ascend or a GPU: MindSpore's CPU kernels cannot train in half "
                         "precision. Use --dtype float32")
     ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
-    ms.set_device(_TARGETS[device])
+    _set_device(device)
     if device == "cpu":
         # One kernel at a time, each on all cores, beats MindSpore's default of several at once.
         # A second call in one process is an error, and changes nothing.
@@ -72,6 +72,18 @@ def setup(device: str = "auto", mode: str = "graph", dtype: str = "float32", see
             ms.runtime.dispatch_threads_num(1)
     set_seed(seed)
     return Runtime(device, mode, dtype, seed)
+
+
+def _set_device(device: str) -> None:
+    import mindspore as ms
+
+    try:
+        ms.set_device(_TARGETS[device])
+    except RuntimeError as error:
+        # Once something has been computed the device is fixed; that is no harm if it is the one asked for.
+        if ms.get_context("device_target") != _TARGETS[device]:
+            raise UserError(f"device={device!r} cannot be set any more: this process already computes on "
+                            f"{ms.get_context('device_target')}. Restart it, and set the device first") from error
 
 
 def is_available(device: str) -> bool:

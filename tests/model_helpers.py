@@ -31,7 +31,7 @@ def configs(draw, max_layer: int = 2, **fixed) -> GPTConfig:
         "n_layer": draw(st.integers(1, max_layer)),
         "n_head": n_head,
         "n_embd": n_head * draw(st.integers(2, 4)),
-        "activation_function": draw(st.sampled_from(["gelu", "gelu_exact", "relu", "silu"])),
+        "activation_function": draw(st.sampled_from(["gelu", "gelu_new", "relu", "silu"])),
         "tie_word_embeddings": draw(st.booleans()),
         "num_labels": draw(st.integers(2, 4)),
     }

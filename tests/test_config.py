@@ -139,3 +139,16 @@ def test_files_that_are_no_configuration(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         GPTConfig.from_json(path)
     assert "\n" not in str(error.value)
+
+
+def test_activations_are_written_under_transformers_names():
+    assert GPTConfig(model_type="gpt2", activation_function="gelu_exact").to_dict()["activation_function"] == "gelu"
+    assert GPTConfig(model_type="gpt2", activation_function="gelu_new").to_dict()["activation_function"] == "gelu_new"
+    assert GPTConfig(activation_function="gelu_new").to_dict()["afn"] == "gelu"
+    with pytest.raises(UserError, match="activation_function='gelu_exact' is a setting of GPT-2"):
+        GPTConfig(activation_function="gelu_exact")
+
+
+def test_default_tokens_outside_a_small_vocabulary_are_left_out():
+    config = GPTConfig.from_dict({"model_type": "gpt2", "vocab_size": 99, "bos_token_id": 50256, "eos_token_id": 98})
+    assert (config.bos_token_id, config.eos_token_id) == (None, 98)

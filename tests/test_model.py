@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -33,8 +31,6 @@ from ms_gpt import (
     GPTModel,
     UserError,
 )
-from ms_gpt.checkpoint.layouts import architecture_name, expected_shapes
-from ms_gpt.layers import Conv1D, LayerNorm
 from ms_gpt.training.step import Loss
 
 HEADS = (GPTModel, GPTLMHeadModel, GPTDoubleHeadsModel, GPTForSequenceClassification)
@@ -386,171 +382,6 @@ def test_set_input_embeddings_replaces_the_table():
     model.set_input_embeddings(table)
     assert model.get_input_embeddings() is table
     assert np.abs(run(model, input_ids=ids)[0] - before).max() > 1e-3
-
-
-@pytest.mark.parametrize(("family", "head"), list(itertools.product(FAMILIES, HEADS)))
-def test_initial_weights_of_every_kind_of_cell(family, head):
-    config = GPTConfig(vocab_size=300, n_positions=60, n_embd=64, n_layer=3, n_head=2, model_type=family,
-                       tie_word_embeddings=False, num_labels=40, summary_proj_to_labels=False)
-    drawn, seen = {}, set()
-    for name, cell in head(config).cells_and_names():
-        seen.add(type(cell))
-        if isinstance(cell, LayerNorm):
-            np.testing.assert_array_equal(cell.gamma.asnumpy(), np.ones(64))
-            np.testing.assert_array_equal(cell.beta.asnumpy(), np.zeros(64))
-        elif isinstance(cell, (Conv1D, nn.Dense)):
-            drawn[name] = cell.weight.asnumpy()
-            if cell.bias is not None:
-                assert not cell.bias.asnumpy().any()
-        elif isinstance(cell, nn.Embedding):
-            drawn[name] = cell.embedding_table.asnumpy()
-        elif name == "lm_head":
-            drawn[name] = cell.weight.asnumpy()
-    assert {Conv1D, LayerNorm, nn.Embedding} <= seen
-    assert (nn.Dense in seen) == (head in (GPTDoubleHeadsModel, GPTForSequenceClassification))
-    for name, values in drawn.items():
-        residual = name.endswith("c_proj") and family == "gpt2"
-        std = 0.02 / np.sqrt(2 * 3) if residual else 0.02
-        assert values.std() == pytest.approx(std, rel=0.06), name
-        assert abs(values.mean()) < 4 * std / np.sqrt(values.size), name
-    flattened = [values.reshape(-1)[:2000] / values.std() for values in drawn.values()]
-    for first, second in itertools.combinations(flattened, 2):
-        size = min(len(first), len(second))
-        assert abs((first[:size] * second[:size]).mean()) < 5 / np.sqrt(size)
-
-
-def test_initial_weights_repeat_by_seed_and_do_not_depend_on_depth():
-    first, second, other, deeper = (
-        {name: item.asnumpy() for name, item in GPTDoubleHeadsModel(tiny_config(**changes)).weights().items()}
-        for changes in ({}, {}, {"seed": 1}, {"n_layer": 3}))
-    for name, values in first.items():
-        np.testing.assert_array_equal(values, second[name])
-        np.testing.assert_array_equal(values, deeper[name])
-        assert name.endswith(("bias", "beta", "gamma")) or not np.array_equal(values, other[name])
-
-
-@pytest.mark.parametrize(("preset", "head", "parameters"), [
-    ("gpt1", "LMHeadModel", 116_534_784),
-    ("gpt1", "Model", 116_534_784),
-    ("gpt2", "LMHeadModel", 124_439_808),
-    ("gpt2-medium", "LMHeadModel", 354_823_168),
-    ("gpt2-large", "LMHeadModel", 774_030_080),
-    ("gpt2-xl", "LMHeadModel", 1_557_611_200),
-])
-def test_published_parameter_counts(preset, head, parameters):
-    config = GPTConfig.preset(preset)
-    shapes = expected_shapes(config, architecture_name(config.model_type, head))
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == parameters
-
-
-@few(8)
-@given(configs(), st.sampled_from(HEADS))
-def test_models_have_the_expected_parameters(config, head):
-    model = head(config)
-    shapes = expected_shapes(config, head.architecture[config.model_type])
-    assert {name: tuple(item.shape) for name, item in model.weights().items()} == shapes
-    assert model.num_parameters() == sum(int(np.prod(shape)) for shape in shapes.values())
-
-
-def test_every_choice_of_the_double_heads_model_stands_alone():
-    config = tiny_config("gpt2", n_layer=1)
-    model, ids = random_model(GPTDoubleHeadsModel, config), random_ids(config, 6, 7).reshape(2, 3, 7)
-    index = np.array([[1, 6, 3], [0, 2, 4]], np.int32)
-    lm_logits, mc_logits = run(model, input_ids=ids, mc_token_ids=index)
-    answers = np.array([2, 1], np.int32)
-    lm_loss, mc_loss = run(model, input_ids=ids, mc_token_ids=index, labels=ids, mc_labels=answers)[:2]
-    hidden = run(model.transformer, input_ids=ids.reshape(6, 7))[0].reshape(2, 3, 7, 12)
-    weight, bias = (item.asnumpy() for item in model.multiple_choice_head.summary.get_parameters())
-    expected = np.take_along_axis(hidden, index[..., None, None], 2)[:, :, 0] @ weight[0] + bias
-    close(mc_logits, expected)
-    probabilities = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
-    close(mc_loss, -np.log([probabilities[0, 2], probabilities[1, 1]]).mean())
-    log_probs = lm_logits - np.log(np.exp(lm_logits).sum(-1, keepdims=True))
-    close(lm_loss, -np.take_along_axis(log_probs[:, :, :-1], ids[:, :, 1:, None], -1).mean())
-    changed = ids.copy()
-    changed[0, 1] = 0
-    other = run(model, input_ids=changed, mc_token_ids=index)[1]
-    np.testing.assert_array_equal(np.abs(other - mc_logits) > 1e-6, [[False, True, False], [False] * 3])
-
-
-@pytest.mark.parametrize("summary_type", ["last", "first", "mean", "cls_index"])
-def test_what_the_multiple_choice_head_reads(summary_type):
-    config = tiny_config(n_layer=1, summary_type=summary_type, summary_use_proj=True, summary_activation="tanh")
-    model, ids = random_model(GPTDoubleHeadsModel, config), random_ids(config, 2, 5).reshape(1, 2, 5)
-    hidden = run(model.transformer, input_ids=ids[0])[0]
-    read = {"last": hidden[:, -1], "first": hidden[:, 0], "mean": hidden.mean(1), "cls_index": hidden[:, -1]}
-    weight, bias = (item.asnumpy() for item in model.multiple_choice_head.summary.get_parameters())
-    close(run(model, input_ids=ids)[1][0], np.tanh(read[summary_type] @ weight[0] + bias))
-
-
-def test_the_auxiliary_loss_is_added_with_its_weight():
-    config = tiny_config(n_layer=1)
-    ids, labels = random_ids(config, 3, 7), np.array([0, 2, 1], np.int32)
-    mask = (np.arange(7) < np.array([[7], [4], [6]])).astype(np.int32)
-    losses = [run(random_model(GPTForSequenceClassification, config.replace(lm_coef=coef)), input_ids=ids,
-                  attention_mask=mask, labels=labels)[0] for coef in (0.0, 0.5, 1.0)]
-    classifier = random_model(GPTForSequenceClassification, config)
-    language_model = GPTLMHeadModel(config).set_train(False)
-    language_model.transformer = classifier.transformer
-    counted = np.where(mask, ids, -100).astype(np.int32)
-    expected = run(language_model, input_ids=ids, attention_mask=mask, labels=counted)[0]
-    close(losses[2] - losses[0], expected)
-    close(losses[1] - losses[0], expected / 2)
-
-
-def test_a_language_model_loss_skips_ignored_labels():
-    config = tiny_config(n_layer=1)
-    model, ids = random_model(GPTLMHeadModel, config), random_ids(config, 2, 6)
-    labels = ids.copy()
-    labels[0, 3:] = labels[1, :2] = -100
-    loss, logits = run(model, input_ids=ids, labels=labels)
-    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    picked = [log_probs[row, t, labels[row, t + 1]] for row in range(2) for t in range(5) if labels[row, t + 1] >= 0]
-    close(loss, -np.mean(picked))
-    nothing = np.full_like(labels, -100)
-    assert run(model, input_ids=ids, labels=nothing)[0] == 0
-
-
-def test_class_weights_weigh_and_must_fit():
-    config = tiny_config(n_layer=1)
-    model, ids, labels = random_model(GPTForSequenceClassification, config), random_ids(config, 4, 5), np.arange(4) % 3
-    logits = run(model, input_ids=ids)[0]
-    weights = np.array([0.5, 2.0, 1.0])
-    model.set_class_weights(list(weights))
-    nll = -np.take_along_axis(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), labels[:, None], 1)[:, 0]
-    loss = run(model, input_ids=ids, labels=labels.astype(np.int32))[0]
-    close(loss, (nll * weights[labels]).sum() / weights[labels].sum())
-    with pytest.raises(UserError, match="class_weights has 2 values for num_labels=3"):
-        model.set_class_weights([1.0, 1.0])
-
-
-@pytest.mark.parametrize(("problem_type", "num_labels"), [("regression", 1), ("multi_label_classification", 3)])
-@pytest.mark.usefixtures("graph_mode")
-def test_rows_with_a_label_of_nan_do_not_count(problem_type, num_labels):
-    config = tiny_config(n_layer=1, num_labels=num_labels, problem_type=problem_type)
-    model, ids = random_model(GPTForSequenceClassification, config), random_ids(config, 4, 5)
-    labels = np.random.default_rng(0).integers(0, 2, (4, num_labels)).astype(np.float32)
-    filled = labels.copy()
-    filled[2:] = np.nan
-    expected = run(model, input_ids=ids[:2], labels=labels[:2])[0]
-    close(run(model, input_ids=ids, labels=filled)[0], expected)
-    gradients = ops.grad(Loss(model, ["input_ids", "labels"]), None, list(model.weights().values()))(
-        Tensor(ids), Tensor(filled))
-    assert all(np.isfinite(gradient.asnumpy()).all() for gradient in gradients)
-    assert run(model, input_ids=ids, labels=np.full_like(labels, np.nan))[0] == 0
-
-
-def test_a_folder_without_the_head_gets_a_new_one(tmp_path):
-    config = tiny_config(n_layer=1)
-    base = random_model(GPTModel, config)
-    base.save_pretrained(tmp_path)
-    classifier = GPTForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
-    ids = random_ids(config, 2, 4)
-    close(run(classifier.transformer, input_ids=ids)[0], run(base, input_ids=ids)[0])
-    assert classifier.score.weight.shape == (5, 12)
-    assert classifier.score.weight.asnumpy().any()
-    again = GPTForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
-    np.testing.assert_array_equal(again.score.weight.asnumpy(), classifier.score.weight.asnumpy())
 
 
 @pytest.mark.usefixtures("graph_mode")

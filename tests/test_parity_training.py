@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from mindspore import Parameter, Tensor, nn
 from parity_helpers import make_batch, our_names, to_mindspore, to_torch, torch, total_loss, transformers, twins
 
-from ms_gpt.training.optimizer import AdamW, is_decayed
+from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate
 from ms_gpt.training.step import Loss, TrainStep
 
@@ -37,7 +37,8 @@ def mode(request):
 def torch_trainer(model, epsilon: float, kind: str, decay_embeddings: bool = False):
     groups = {0.0: [], DECAY: []}
     for name, item in our_names(model).items():
-        groups[DECAY if is_decayed(name, decay_embeddings) else 0.0].append(item)
+        is_decayed = item.ndim == 2 and (decay_embeddings or "_embed." not in name)
+        groups[DECAY if is_decayed else 0.0].append(item)
     optimizer = torch.optim.AdamW([{"params": items, "weight_decay": decay} for decay, items in groups.items()],
                                   lr=RATE, eps=epsilon)
     return optimizer, SCHEDULES[kind](optimizer, 0, TOTAL)
@@ -117,10 +118,11 @@ def test_the_norm_of_a_large_gradient():
     gradient = np.random.default_rng(0).normal(0, 1e-3, (3000, 1000)).astype(np.float32)
     loss = Product(gradient.shape)
     step = TrainStep(loss, AdamW([loss.weight], ["weight"]), LearningRate(RATE, TOTAL))
-    weight = torch.nn.Parameter(torch.zeros(gradient.shape))
-    weight.grad = torch.tensor(gradient)
+    # PyTorch's own float32 norm of this is 6e-5 off.
+    weight = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=torch.float64))
+    weight.grad = torch.tensor(gradient, dtype=torch.float64)
     expected = torch.nn.utils.clip_grad_norm_([weight], 1.0).item()
-    assert float(step(Tensor(gradient))[1]) == pytest.approx(expected, rel=1e-5)
+    assert float(step(Tensor(gradient))[1]) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)

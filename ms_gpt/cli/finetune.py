@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,11 +130,13 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     console = Console(options.quiet, options.json)
     from ms_gpt import plots, runtime
     from ms_gpt.checkpoint.atomic import make_folder, write_json
+    from ms_gpt.data.download import ARCHIVES
     from ms_gpt.training import finetuning as steps
 
     running = runtime.setup(options.device, options.mode, options.dtype, options.seed)
-    corpus = steps.load_corpus(options.data, options.eval_data, options.test_data, options.text_column,
-                               options.label_column, options.num_labels, options.seed)
+    with console.download(options.data) if options.data in ARCHIVES else nullcontext() as progress:
+        corpus = steps.load_corpus(options.data, options.eval_data, options.test_data, options.text_column,
+                                   options.label_column, options.num_labels, options.seed, progress)
     options = with_recipe(options, corpus.train["text"])
     tokenizer = steps.build_tokenizer(corpus.train["text"], options.tokenizer or options.model, options.vocab_size,
                                       options.max_length)

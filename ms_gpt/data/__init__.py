@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "Dataset": "table",
+        "DatasetDict": "table",
         "check_labels": "splits",
         "class_weights": "splits",
         "encode_labels": "labels",

@@ -11,7 +11,7 @@ from ms_gpt.data.download import ARCHIVES, Progress, fetch
 from ms_gpt.data.formats import read_table, read_text, table_stem
 from ms_gpt.data.labels import encode_labels
 from ms_gpt.data.sample import LABEL_NAMES, make_sample
-from ms_gpt.data.table import Dataset
+from ms_gpt.data.table import Dataset, DatasetDict
 from ms_gpt.errors import UserError, suggest
 
 NAMES = ("sample", *ARCHIVES)
@@ -27,7 +27,7 @@ def load_dataset(
     label_column: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Dataset]:
+) -> DatasetDict:
     """Load labelled text.
 
     Args:
@@ -48,8 +48,12 @@ def load_dataset(
         UserError: If nothing is there by that name, or it cannot be understood; one line says why.
     """
     name = str(name_or_path)
-    if name == "sample":
-        return make_sample(seed)
+    parts = make_sample(seed) if name == "sample" else _read_parts(name, text_column, label_column, progress)
+    return DatasetDict(parts)
+
+
+def _read_parts(name: str, text_column: str | None, label_column: str | None,
+                progress: Progress | None) -> dict[str, Dataset]:
     path = fetch(name, progress) if name in ARCHIVES else Path(name).expanduser()
     if path.is_file():
         parts = {_part_of(table_stem(path) or "") or "train": read_table(path)}

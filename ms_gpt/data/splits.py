@@ -143,7 +143,7 @@ def check_labels(labels: Sequence[Any], num_labels: int, problem_type: str, trai
 
 
 def _is_row(label: Any) -> bool:
-    return hasattr(label, "__len__") and not isinstance(label, str)
+    return hasattr(label, "__len__") and not isinstance(label, str) and getattr(label, "ndim", 1) > 0
 
 
 def _is_number(value: Any) -> bool:

@@ -139,3 +139,20 @@ class Dataset:
         for name in gone:
             self._column(name)
         return Dataset({name: self._columns[name] for name in self._columns if name not in gone}, self.label_names)
+
+
+class DatasetDict(dict):
+    """The parts of a data set by name: ``"train"``, ``"validation"``, ``"test"``."""
+
+    def map(self, fn: Callable[[dict], dict], batched: bool = False, batch_size: int = 1000) -> DatasetDict:
+        """Apply ``Dataset.map`` to every part.
+
+        Args:
+            fn: What turns a row (or a batch of rows) into new columns.
+            batched: Whether ``fn`` takes batches.
+            batch_size: Rows in a batch.
+
+        Returns:
+            The parts with the new columns.
+        """
+        return DatasetDict({name: part.map(fn, batched, batch_size) for name, part in self.items()})

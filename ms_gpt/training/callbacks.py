@@ -164,6 +164,8 @@ class EvaluateAndSave(Callback):
         saves = _is_due(args.save_strategy, args.save_steps, state.step, ends_epoch or is_last)
         if evaluates and trainer.eval_batches is not None:
             state.stopped = trainer.evaluate_and_keep_best() or state.stopped
+            # The model is shared with the train step, whose next bucket may be compiled only now.
+            trainer.model.set_train()
             self.announce()
         if saves:
             trainer.save_state()

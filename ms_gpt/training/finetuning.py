@@ -46,7 +46,7 @@ class Corpus:
 
 def load_corpus(data: str, eval_data: str | None = None, test_data: str | None = None,
                 text_column: str | None = None, label_column: str | None = None, num_labels: int | None = None,
-                seed: int = 0) -> Corpus:
+                seed: int = 0, progress: Any = None) -> Corpus:
     """Load labelled texts and cut off what parts are missing.
 
     A missing validation part is a tenth of the training data, drawn by seed and stratified; of a single file another
@@ -60,6 +60,7 @@ def load_corpus(data: str, eval_data: str | None = None, test_data: str | None =
         label_column: Column of the label, or ``None`` to guess.
         num_labels: Number of classes, or ``None`` to read it off the labels.
         seed: Seed of the split.
+        progress: Called with bytes so far and bytes in all while downloading, or ``None``.
 
     Returns:
         The parts.
@@ -67,7 +68,7 @@ def load_corpus(data: str, eval_data: str | None = None, test_data: str | None =
     Raises:
         UserError: The data cannot be read, or its labels do not fit together.
     """
-    parts = load_dataset(data, text_column, label_column)
+    parts = load_dataset(data, text_column, label_column, progress=progress)
     is_single = set(parts) == {"train"}
     for name, path in (("validation", eval_data), ("test", test_data)):
         if path is not None:

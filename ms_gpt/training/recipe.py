@@ -43,8 +43,8 @@ SCRATCH_SHORT: dict[str, Any] = {
     "n_embd": 128,
 }
 
-# Chosen on a tenth of the IMDB training reviews: the verdict on a long review hangs on many words and little on their
-# order, so one wide-reading layer with strong dropout on the words does as well as several.
+# Chosen on a tenth of the IMDB training reviews: the verdict on a long review hangs on many words, so one layer that
+# reads all of it, with strong dropout on the words, is enough.
 SCRATCH_LONG: dict[str, Any] = {
     **SCRATCH_SHORT,
     "num_train_epochs": 3,
