@@ -45,7 +45,7 @@ class FinetuneOptions(RuntimeOptions):
         truncation: What a truncated text keeps.
         class_weights: Weigh rare classes up, or all the same.
         num_train_epochs: Passes over the training data.
-        max_steps: Stop each phase after this many updates.
+        max_steps: Fine-tune for this many updates instead of whole epochs.
         pretrain_epochs: Passes of language-model pre-training on the training texts before fine-tuning.
         per_device_train_batch_size: Examples in an update.
         per_device_eval_batch_size: Examples in an evaluation batch.
@@ -87,7 +87,7 @@ class FinetuneOptions(RuntimeOptions):
     truncation: Literal["head", "tail", "head_tail"] = "head_tail"
     class_weights: Literal["none", "balanced"] = "none"
     num_train_epochs: float | None = option(None, shown_default=_BY_RECIPE)
-    max_steps: int | None = option(None, shown_default="no limit")
+    max_steps: int | None = option(None, shown_default="as many as the epochs have")
     pretrain_epochs: float | None = option(None, shown_default=_BY_RECIPE)
     pretrain_learning_rate: float = 2e-3
     pretrain_batch_size: int = 32
@@ -146,11 +146,14 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     make_folder(options.output_dir)
     _write_recipe(options)
     console.header("fine-tuning", _facts(options, corpus, classifier, trainer, running))
-    if options.pretrain_epochs:
-        steps.run_pretraining(steps.pretraining(classifier, tokenizer, corpus, options, console), options.resume)
-    outcome = trainer.train(resume=options.resume)
+    try:
+        if options.pretrain_epochs:
+            steps.run_pretraining(steps.pretraining(classifier, tokenizer, corpus, options, console), options.resume)
+        best = trainer.train(resume=options.resume)["best"] or trainer.score(trainer.eval_batches)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{options.output_dir} holds the run so far; 'finetune --output-dir "
+                                f"{options.output_dir} --resume' goes on from its last save") from None
     trainer.save_model(options.output_dir / "best")
-    best = outcome["best"] or trainer.score(trainer.eval_batches)
     test = trainer.score(trainer.prepare(corpus.test)) if corpus.test is not None else None
     plots.loss_plot(trainer.log.read(), options.output_dir / "loss.png")
     _report(console, options, corpus, best, test)

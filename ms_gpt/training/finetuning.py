@@ -241,7 +241,7 @@ def finetuning(classifier: GPTForSequenceClassification, tokenizer: Tokenizer, c
         weights = class_weights(corpus.train["label"], corpus.num_labels)
     metric = "loss" if corpus.problem_type == "regression" else settings.metric_for_best_model
     arguments = TrainingArguments(
-        str(settings.output_dir), num_train_epochs=settings.num_train_epochs,
+        str(settings.output_dir), num_train_epochs=settings.num_train_epochs, max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.per_device_train_batch_size, learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type, warmup_ratio=settings.warmup_ratio,
         word_dropout=settings.word_dropout, class_weights=weights, load_best_model_at_end=True,
@@ -254,7 +254,6 @@ def finetuning(classifier: GPTForSequenceClassification, tokenizer: Tokenizer, c
 def _shared(settings: Any) -> dict[str, Any]:
     """Return the arguments that both phases take from the settings."""
     return {
-        "max_steps": settings.max_steps or -1,
         "per_device_eval_batch_size": settings.per_device_eval_batch_size,
         "weight_decay": settings.weight_decay,
         "adam_beta2": settings.adam_beta2,
