@@ -143,12 +143,13 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     classifier = steps.build_classifier(corpus, tokenizer, options)
     # Everything the user may have got wrong about data and model shows before the folder is made.
     trainer = steps.finetuning(classifier, tokenizer, corpus, options, console)
+    pretrainer = steps.pretraining(classifier, tokenizer, corpus, options, console) if options.pretrain_epochs else None
     make_folder(options.output_dir)
     _write_recipe(options)
     console.header("fine-tuning", _facts(options, corpus, classifier, trainer, running))
     try:
-        if options.pretrain_epochs:
-            steps.run_pretraining(steps.pretraining(classifier, tokenizer, corpus, options, console), options.resume)
+        if pretrainer is not None:
+            steps.run_pretraining(pretrainer, options.resume)
         best = trainer.train(resume=options.resume)["best"] or trainer.score(trainer.eval_batches)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{options.output_dir} holds the run so far; 'finetune --output-dir "
