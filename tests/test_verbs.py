@@ -149,6 +149,8 @@ def test_labels_outside_the_range_are_one_line(tmp_path, capsys):
     line = fails(capsys, "finetune", "--data", path, "--num-labels", "3", "--output-dir", tmp_path / "run", *QUICK)
     assert "label 3" in line
     assert "num_labels=3" in line
+    line = fails(capsys, "finetune", "--data", path, *QUICK, "--label-names", "a", "b", "--output-dir", tmp_path / "r")
+    assert "label_names has 2 names for 4 classes" in line
 
 
 def test_bad_flags_are_one_line(reviews, tmp_path, capsys, trained):

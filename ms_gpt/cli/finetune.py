@@ -41,6 +41,7 @@ class FinetuneOptions(RuntimeOptions):
         output_dir: Folder of the run.
         resume: Go on from last/ in the output folder.
         num_labels: Number of classes, if the data does not show it; 1 means regression.
+        label_names: Names of the classes in order, where the data has numbers only.
         max_length: Longest text in tokens; longer ones are truncated.
         truncation: What a truncated text keeps.
         class_weights: Weigh rare classes up, or all the same.
@@ -83,6 +84,7 @@ class FinetuneOptions(RuntimeOptions):
     output_dir: Path | None = option(None, shown_default="runs/NAME-OF-DATA")
     resume: bool = False
     num_labels: int | None = option(None, shown_default="read off the data")
+    label_names: list[str] = option([], shown_default="the data's, or LABEL_0, LABEL_1 ...")
     max_length: int | None = option(None, shown_default=_BY_RECIPE)
     truncation: Literal["head", "tail", "head_tail"] = "head_tail"
     class_weights: Literal["none", "balanced"] = "none"
@@ -137,6 +139,7 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     with console.download(options.data) if options.data in ARCHIVES else nullcontext() as progress:
         corpus = steps.load_corpus(options.data, options.eval_data, options.test_data, options.text_column,
                                    options.label_column, options.num_labels, options.seed, progress)
+    steps.name_classes(corpus, options.label_names)
     options = with_recipe(options, corpus.train["text"])
     tokenizer = steps.build_tokenizer(corpus.train["text"], options.tokenizer or options.model, options.vocab_size,
                                       options.max_length)

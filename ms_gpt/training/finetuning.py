@@ -87,6 +87,22 @@ def load_corpus(data: str, eval_data: str | None = None, test_data: str | None =
                   problem_type)
 
 
+def name_classes(corpus: Corpus, names: Sequence[str]) -> None:
+    """Give the classes names.
+
+    Args:
+        corpus: What gets them.
+        names: One for each class, in order; nothing to leave the data's.
+
+    Raises:
+        UserError: Their number is not that of the classes.
+    """
+    if names and len(names) != corpus.num_labels:
+        raise UserError(f"label_names has {len(names)} names for {corpus.num_labels} classes: give one for each")
+    if names:
+        corpus.label_names = list(names)
+
+
 def _only_part(path: str, text_column: str | None, label_column: str | None, names: list[str] | None) -> Dataset:
     """Load a file that is one part as a whole, its string labels numbered as in the training data."""
     parts = load_dataset(path, text_column, label_column)
