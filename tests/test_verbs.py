@@ -196,7 +196,7 @@ def test_retraining_from_a_saved_folder(trained, reviews, tmp_path, capsys):
     """Pre-trained weights: GPT-1's recipe, with its auxiliary language-model loss."""
     folder, _ = trained
     code, out, err = run(capsys, "finetune", "--data", reviews, "--model", folder / "best", "--num-train-epochs", "1",
-                         "--buckets", "1", "--output-dir", tmp_path / "run", "--json")
+                         "--buckets", "1", "--pretrain-epochs", "1", "--output-dir", tmp_path / "run", "--json")
     assert code == 0, err
     assert math.isfinite(json.loads(out)["best"]["loss"])
     config = json.loads((tmp_path / "run" / "best" / "config.json").read_text())

@@ -220,7 +220,7 @@ def pretraining(classifier: GPTForSequenceClassification, tokenizer: Tokenizer, 
     """
     model = GPTLMHeadModel(classifier.config)
     model.transformer = classifier.transformer
-    length = min(settings.max_length, settings.pretrain_block_size)
+    length = min(truncation_rule(classifier.config)["max_length"], settings.pretrain_block_size)
     blocks = [_blocks(part["text"], tokenizer, length) for part in (corpus.train, corpus.validation)]
     arguments = TrainingArguments(
         str(Path(settings.output_dir) / "pretrain"), num_train_epochs=settings.pretrain_epochs,
