@@ -5,12 +5,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_MESSAGE = 2000
+_MAX_MISTYPED = 100
+
 
 class UserError(ValueError):
     """Input the user can mend: one line that names the thing, the value and the rule.
 
     The command line prints the message and exits with 2; in Python it is an ordinary ``ValueError``.
+
+    Args:
+        message: The line. Names that come out of files may hold anything, so control characters in it are made
+            visible, and what is very long is cut in the middle.
     """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _MAX_MESSAGE:
+            message = f"{message[:_MAX_MESSAGE * 3 // 4]}...{message[-_MAX_MESSAGE // 4:]}"
+        line = " ".join(message.splitlines())
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in line))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -23,5 +36,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     Returns:
         A sentence that starts with a space, to be appended to an error message.
     """
+    if len(str(name)) > _MAX_MISTYPED:
+        return ""
     close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -21,7 +21,7 @@ from ms_gpt.layers import (
     next_token_labels,
 )
 from ms_gpt.model import GPTModel
-from ms_gpt.pretrained import GPTPreTrainedModel
+from ms_gpt.pretrained import GPTPreTrainedModel, open_model
 
 
 class LMHead(nn.Cell):
@@ -345,33 +345,35 @@ _HEADS = (GPTModel, GPTLMHeadModel, GPTDoubleHeadsModel, GPTForSequenceClassific
 
 
 class AutoModel:
-    """Loads a folder into the class that its ``config.json`` names."""
+    """Loads a model into the class that fits it."""
 
     @staticmethod
-    def from_pretrained(path: str | Path, **overrides: Any) -> GPTPreTrainedModel:
+    def from_pretrained(source: str | Path, **overrides: Any) -> GPTPreTrainedModel:
         """Load a model of whatever head was saved.
 
         Args:
-            path: A folder with ``config.json`` and weights.
-            **overrides: As for ``GPTPreTrainedModel.from_pretrained``.
+            source: As for ``GPTPreTrainedModel.from_pretrained``.
+            **overrides: As there.
 
         Returns:
-            The model; the bare transformer where ``architectures`` is absent.
+            The model, of the class that ``architectures`` in ``config.json`` names or, where it names none, of the
+            one that has the tensors; a transformer without a head counts as a language model.
 
         Raises:
-            UserError: The folder cannot be read, or names an architecture that is not GPT.
+            UserError: The source cannot be read, or names an architecture that is not a GPT.
         """
-        return model_class(GPTConfig.from_json(path)).from_pretrained(path, **overrides)
+        opened = open_model(source, overrides)
+        return model_class(opened.architecture).from_checkpoint(opened, str(source), overrides)
 
 
-def model_class(config: GPTConfig) -> type[GPTPreTrainedModel]:
-    """Return the class that ``architectures`` in ``config.json`` names; ``GPTModel`` where it names none.
+def model_class(architecture: str) -> type[GPTPreTrainedModel]:
+    """Return the class for a name that stands in ``architectures`` in ``config.json``.
 
     Raises:
         UserError: The architecture is not one of this library's.
     """
-    names = config.extra.get("architectures") or ["GPTModel"]
     by_name = {name: head for head in _HEADS for name in (*head.architecture.values(), head.__name__)}
-    if names[0] not in by_name:
-        raise UserError(f"architecture {names[0]!r} is not a GPT that can be loaded: known are {', '.join(by_name)}")
-    return by_name[names[0]]
+    if architecture not in by_name:
+        raise UserError(f"architecture {architecture!r} is not a GPT that can be loaded: known are "
+                        f"{', '.join(by_name)}")
+    return by_name[architecture]

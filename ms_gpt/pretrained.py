@@ -222,24 +222,45 @@ class GPTPreTrainedModel(nn.Cell):
             tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **overrides: Any) -> GPTPreTrainedModel:
-        """Load a folder in Hugging Face's layout.
+    def from_pretrained(cls, source: str | Path, **overrides: Any) -> GPTPreTrainedModel:
+        """Load a model from whatever holds one.
 
         Args:
-            path: A folder with ``config.json`` and ``model.safetensors`` (or shards, or a ``.ckpt``).
-            **overrides: Fields of ``GPTConfig`` to change, such as ``num_labels=3`` or ``output_attentions=True``.
+            source: A folder in Hugging Face's layout, any other folder or file that ``convert`` reads, or the name of
+                a model on the Hugging Face hub.
+            **overrides: Fields of ``GPTConfig`` to change, such as ``num_labels=3`` or ``output_attentions=True``;
+                or to say, such as ``n_head=12`` for a bare file of weights.
 
         Returns:
-            The model, in evaluation mode. A classifier or multiple-choice head that the folder lacks is drawn anew.
+            The model, in evaluation mode. A classifier or multiple-choice head that the source lacks is drawn anew.
 
         Raises:
-            UserError: The folder cannot be read, or its tensors do not fit the configuration; nothing is loaded.
+            UserError: The source cannot be read, or its tensors do not fit the configuration; nothing is loaded.
         """
-        config, tensors = checkpoint.read_folder(path)
-        config = config.replace(**overrides)
+        return cls.from_checkpoint(open_model(source, overrides), str(source), overrides)
+
+    @classmethod
+    def from_checkpoint(cls, opened: checkpoint.Checkpoint, name: str,
+                        overrides: Mapping[str, Any] | None = None) -> GPTPreTrainedModel:
+        """Load a model from an opened checkpoint; as ``from_pretrained``, which gives the rest.
+
+        Args:
+            opened: From ``open_model``.
+            name: What to call it in an error.
+            overrides: Fields of ``GPTConfig`` to change.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            UserError: The tensors do not fit the configuration.
+        """
+        config = opened.config.replace(**(overrides or {}))
+        # Before the model is built: a false vocabulary size in a configuration could ask for any amount of memory.
+        _match(checkpoint.expected_shapes(config, cls.architecture[config.model_type]), opened.tensors, config, name)
         with _no_random_init():
             model = cls(config)
-        model.load_arrays(tensors, source=str(path))
+        model.load_arrays(opened.tensors, source=name)
         pruned = config.extra.get(_PRUNED_KEY, {})
         model.prune_heads({int(layer): heads for layer, heads in pruned.items()})
         model.set_train(False)
@@ -257,16 +278,40 @@ class GPTPreTrainedModel(nn.Cell):
         """
         weights = self.weights()
         shapes = {name: tuple(item.shape) for name, item in weights.items()}
-        mapping, report = checkpoint.match(shapes, tensors, self.config)
-        report.missing = [name for name in report.missing if not name.startswith(_NEW_HEADS)]
-        report.unexpected = [name for name in report.unexpected if not name.startswith(_ANY_HEAD)]
-        if report.missing or report.unexpected or report.mismatched:
-            raise checkpoint.CheckpointError(f"{source} does not fit this model: {report.summary()}")
+        mapping = _match(shapes, tensors, self.config, source)
         for name, parameter in weights.items():
             if name in mapping:
                 parameter.set_data(Tensor(np.asarray(tensors[mapping[name]], np.float32)))
             else:
                 parameter.set_data(Tensor(self._initial(name, parameter.shape)))
+
+
+def open_model(source: str | Path, known: Mapping[str, Any]) -> checkpoint.Checkpoint:
+    """Open what ``from_pretrained`` takes.
+
+    Args:
+        source: A path, or the name of a model on the hub.
+        known: Fields of ``GPTConfig`` that the caller says; ``n_head`` and ``activation_function`` are read.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: The source cannot be read, or does not say all of its configuration.
+    """
+    return checkpoint.open_checkpoint(checkpoint.resolve(source), known.get("n_head"),
+                                      known.get("activation_function"))
+
+
+def _match(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray], config: GPTConfig,
+           source: str) -> dict[str, str]:
+    """Find the tensor of every parameter of a transformer; heads may be lacking, or left over."""
+    mapping, report = checkpoint.match(shapes, tensors, config)
+    report.missing = [name for name in report.missing if not name.startswith(_NEW_HEADS)]
+    report.unexpected = [name for name in report.unexpected if not name.startswith(_ANY_HEAD)]
+    if report.missing or report.unexpected or report.mismatched:
+        raise checkpoint.CheckpointError(f"{source} does not fit this model: {report.summary()}")
+    return mapping
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ def total_loss(outputs):
 
 def our_names(model):
     """A transformers model's parameters under our names."""
-    return {checkpoint.our_name(name, model.config.model_type): item for name, item in model.named_parameters()}
+    return {checkpoint.our_name(name): item for name, item in model.named_parameters()}
 
 
 def named_gradients(model):

@@ -49,18 +49,18 @@ class TestNames:
     def test_map_is_invertible_and_idempotent(self, family, head):
         for name in expected_shapes(small_config(family), architecture_name(family, head)):
             disk = checkpoint.hf_name(name, family)
-            assert checkpoint.our_name(disk, family) == name
-            assert checkpoint.our_name(name, family) == name
+            assert checkpoint.our_name(disk) == name
+            assert checkpoint.our_name(name) == name
             assert checkpoint.hf_name(disk, family) == disk
 
     @pytest.mark.parametrize("name", ["h.3.attn.bias", "transformer.h.11.attn.masked_bias", "position_ids",
                                       "transformer.position_ids"])
     def test_buffers_are_dropped(self, name):
-        assert checkpoint.our_name(name, "gpt2") is None
+        assert checkpoint.our_name(name) is None
 
     @pytest.mark.parametrize("name", ["h.0.attn.c_attn.bias", "h.0.attn.c_proj.bias", "score.weight", "strange.bias"])
     def test_weights_are_not_taken_for_buffers(self, name):
-        assert checkpoint.our_name(name, "gpt2") == name
+        assert checkpoint.our_name(name) == name
 
     def test_prefix(self):
         assert checkpoint.with_prefix("h.0.ln_1.gamma") == "transformer.h.0.ln_1.gamma"
@@ -255,7 +255,7 @@ class TestFolder:
 
         monkeypatch.setattr(Path, "write_bytes", full)
         if failing == "model.safetensors":
-            monkeypatch.setattr("ms_gpt.checkpoint.safetensors._write_array", full_weights)
+            monkeypatch.setattr("ms_gpt.checkpoint.tensors.LazyTensors.blocks", full_weights)
         with pytest.raises(UserError) as error:
             checkpoint.write_folder(tmp_path, config, random_arrays(config, "GPT2LMHeadModel", seed=1),
                                     "GPT2LMHeadModel")
@@ -276,10 +276,10 @@ class TestFolder:
             checkpoint.read_folder(tmp_path)
         assert_one_line(error, "no config.json", "settings.json", "model.safetensors")
         (tmp_path / "settings.json").rename(tmp_path / "config.json")
-        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").rename(tmp_path / "weights.zzz")
         with pytest.raises(CheckpointError) as error:
             checkpoint.read_folder(tmp_path)
-        assert_one_line(error, "no model.safetensors", "pytorch_model.bin")
+        assert_one_line(error, "no model.safetensors", "weights.zzz")
         with pytest.raises(CheckpointError, match="No such file"):
             checkpoint.read_folder(tmp_path / "nowhere")
 

@@ -1,4 +1,4 @@
-"""Checkpoints as names and numpy arrays: Hugging Face folders, safetensors, ``.ckpt``, training state, conversion."""
+"""Checkpoints as names and numpy arrays: every layout a GPT comes in, read and written without its own library."""
 
 from ms_gpt._lazy import attach
 
@@ -21,9 +21,11 @@ __getattr__, __dir__, __all__ = attach(
         "open_checkpoint": "sources",
         "our_name": "keymap",
         "read_ckpt": "ckpt",
+        "read_content": "files",
         "read_folder": "sources",
         "read_metadata": "safetensors",
         "read_safetensors": "safetensors",
+        "resolve": "hub",
         "replace_file": "atomic",
         "replace_files": "atomic",
         "save_state": "resume",

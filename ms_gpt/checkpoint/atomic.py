@@ -18,8 +18,8 @@ from ms_gpt.errors import UserError
 def replace_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path in the folder of ``path`` and rename it to ``path`` if the block succeeds.
 
-    The file is flushed to the disk before the rename. If the block raises, the temporary file is removed and
-    ``path`` stays as it was. The folder is made if it is missing.
+    A file that takes the place of another is flushed to the disk first. If the block raises, the temporary file is
+    removed and ``path`` stays as it was. The folder is made if it is missing.
 
     Args:
         path: Where the finished file will stand.
@@ -38,9 +38,13 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         with explain_os_errors(path):
             make_folder(path.parent)
             yield temporary
-            _flush(temporary)
+            # What is lost with the power is at worst a file that was not there before.
+            is_replacing = path.exists()
+            if is_replacing:
+                _flush(temporary)
             os.replace(temporary, path)
-            _flush(path.parent)
+            if is_replacing:
+                _flush(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

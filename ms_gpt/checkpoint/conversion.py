@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from ms_gpt.checkpoint import ckpt, foreign, npz, safetensors, torch_file
 from ms_gpt.checkpoint.atomic import replace_files
-from ms_gpt.checkpoint.ckpt import write_ckpt
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
+from ms_gpt.checkpoint.files import config_path_of
 from ms_gpt.checkpoint.folder import GENERATION_FILE, config_bytes, write_folder
-from ms_gpt.checkpoint.keymap import LoadReport, hf_name, match
-from ms_gpt.checkpoint.layouts import expected_shapes
-from ms_gpt.checkpoint.safetensors import write_safetensors
-from ms_gpt.checkpoint.sources import Checkpoint, config_path_of, open_checkpoint
+from ms_gpt.checkpoint.foreign import Origin
+from ms_gpt.checkpoint.hub import resolve
+from ms_gpt.checkpoint.keymap import LM_HEAD, PREFIX, TOKENS, LoadReport, hf_name, match
+from ms_gpt.checkpoint.layouts import architecture_name, expected_shapes
+from ms_gpt.checkpoint.sources import Checkpoint, open_checkpoint
 from ms_gpt.checkpoint.tensors import LazyTensors, dtype_name, stored_dtype
+from ms_gpt.config import GPTConfig
 from ms_gpt.errors import suggest
 
-TARGET_FORMATS = ("folder", "safetensors", "ckpt")
+TARGET_FORMATS = ("folder", "safetensors", "ckpt", "torch", "npz", *foreign.WRITTEN)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "encoder_bpe_40000.json", "vocab_40000.bpe")
+# OpenAI's names of GPT-2's vocabulary, and those that transformers and we look for.
+_OPENAI_TOKENIZER = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+_FORMAT_BY_SUFFIX = {".safetensors": "safetensors", ".ckpt": "ckpt", ".npz": "npz", ".bin": "torch", ".pt": "torch",
+                     ".pth": "torch"}
 # Suffixes of weights we do not write: a folder of such a name is never what was meant.
-_FOREIGN_SUFFIXES = (".bin", ".pt", ".pth", ".npz", ".npy", ".onnx", ".h5", ".gguf", ".mindir")
+_FOREIGN_SUFFIXES = (".npy", ".onnx", ".h5", ".gguf", ".mindir", ".index", ".gz", ".tar", ".zip")
+_ERF = ("gelu_exact",)
+_TANH = ("gelu_new", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
@@ -28,16 +39,18 @@ class Row:
     """One tensor's way through a conversion.
 
     Args:
-        source: Its name in the source.
+        source: Its name in the source; several, joined by " + ", where it is put together; empty where it is made anew.
         target: Its name in the target.
-        shape: Its shape.
+        shape: Its shape in the target.
         dtype: Its dtype in the target.
+        transposed: Whether rows and columns changed places on the way.
     """
 
     source: str
     target: str
     shape: tuple[int, ...]
     dtype: str
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -45,14 +58,17 @@ class ConversionReport:
     """What a conversion did, or would do.
 
     Args:
-        source_format: ``"safetensors"``, ``"safetensors-shards"`` or ``"ckpt"``.
-        target_format: ``"folder"``, ``"safetensors"`` or ``"ckpt"``.
+        source_format: What was recognised: ``"safetensors"``, ``"torch"``, ``"torch-shards"``, ``"npz"``, ``"ckpt"``,
+            ``"mingpt"``, ``"mingpt-old"``, ``"nanogpt"``, ``"openai-gpt1"`` or ``"openai-gpt2"``.
+        target_format: One of ``TARGET_FORMATS``.
         model_type: The family, such as ``"gpt2"``.
         architecture: transformers' class name of the model.
-        rows: The tensors that are carried over.
+        rows: The tensors that are written.
         missing: Names of tensors the model needs and the source lacks.
         unexpected: Names of tensors the model has no place for; they are left out.
         mismatched: Name, expected shape and found shape.
+        notes: What was assumed, and what the target cannot say.
+        config: The model's configuration.
     """
 
     source_format: str
@@ -63,40 +79,49 @@ class ConversionReport:
     missing: list[str]
     unexpected: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    notes: tuple[str, ...]
+    config: GPTConfig
 
 
 def convert(source: str | Path, target: str | Path, to: str | None = None, dtype: str | None = None,
-            dry_run: bool = False, n_head: int | None = None) -> ConversionReport:
-    """Convert a GPT-1 or GPT-2 checkpoint.
+            dry_run: bool = False, n_head: int | None = None, activation_function: str | None = None,
+            progress: Callable[[int, int], None] | None = None) -> ConversionReport:
+    """Convert a GPT checkpoint; one block of one tensor at a time is in memory.
 
     Args:
-        source: Model folder, ``.safetensors`` file or ``.ckpt`` file.
+        source: Model folder or file in any known format, or the name of a model on the hub.
         target: Folder or file to write. Beside a file ``NAME.ckpt`` goes ``NAME_config.json``.
-        to: ``"folder"``, ``"safetensors"`` or ``"ckpt"``; by the suffix of ``target`` if not given.
+        to: One of ``TARGET_FORMATS``; by the suffix of ``target`` if not given.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; the source's if not given.
         dry_run: Only report; write nothing.
-        n_head: Number of attention heads, for sources that come without a configuration.
+        n_head: Number of attention heads, for sources that do not tell.
+        activation_function: Activation of the MLP, for sources that do not tell.
+        progress: Called with the bytes converted so far and the bytes in all.
 
     Returns:
         What went where.
 
     Raises:
-        CheckpointError: The source cannot be read, or lacks tensors (not raised on a dry run).
+        CheckpointError: The source cannot be read, lacks tensors (not raised on a dry run), or the target's format
+            cannot hold the model.
         UserError: An argument is wrong, or the target cannot be written.
     """
     target = Path(target)
     target_format = _target_format(target, to)
     dtype = None if dtype is None else dtype_name(dtype)
-    checkpoint = open_checkpoint(source, n_head)
+    checkpoint = open_checkpoint(resolve(source), n_head, activation_function)
+    if target_format in foreign.WRITTEN:
+        checkpoint = _as_language_model(checkpoint, target_format)
     config = checkpoint.config
     mapping, found = match(expected_shapes(config, checkpoint.architecture), checkpoint.tensors, config)
-    tensors = checkpoint.tensors.renamed(mapping)
-    report = _report(checkpoint, target_format, mapping, found, dtype)
+    is_whole = not (found.missing or found.mismatched)
+    tensors, origins, notes = _for_target(checkpoint, target_format, mapping, is_whole)
+    report = _report(checkpoint, target_format, tensors, origins, found, dtype, notes)
     if dry_run:
         return report
-    if found.missing or found.mismatched:
+    if not is_whole:
         raise CheckpointError(f"{source} is not a whole {checkpoint.architecture}: {found.summary()}")
-    _write(Path(source), target, target_format, checkpoint, tensors, dtype)
+    _write(target, target_format, checkpoint, _watched(tensors, progress), dtype)
     return report
 
 
@@ -106,44 +131,112 @@ def _target_format(target: Path, to: str | None) -> str:
             raise CheckpointError(f"to={to!r} is not one of {', '.join(TARGET_FORMATS)}.{suggest(to, TARGET_FORMATS)}")
         return to
     if target.suffix in _FOREIGN_SUFFIXES:
-        raise CheckpointError(f"{target} cannot be written: give a folder, a .safetensors file or a .ckpt file")
-    return {".safetensors": "safetensors", ".ckpt": "ckpt"}.get(target.suffix, "folder")
+        raise CheckpointError(f"{target} cannot be written: give a folder, or a file that ends in "
+                              f"{', '.join(_FORMAT_BY_SUFFIX)}")
+    return _FORMAT_BY_SUFFIX.get(target.suffix, "folder")
 
 
-def _report(checkpoint: Checkpoint, target_format: str, mapping: dict[str, str], found: LoadReport,
-            dtype: str | None) -> ConversionReport:
-    model_type = checkpoint.config.model_type
-    rows = []
-    for ours, source in mapping.items():
-        info = checkpoint.tensors.infos[source]
-        target = ours if target_format == "ckpt" else hf_name(ours, model_type)
-        rows.append(Row(source, target, info.shape, stored_dtype(info, dtype)))
-    return ConversionReport(checkpoint.format, target_format, model_type, checkpoint.architecture, rows,
-                            found.missing, found.unexpected, found.mismatched)
+def _as_language_model(checkpoint: Checkpoint, target_format: str) -> Checkpoint:
+    """Check that minGPT or nanoGPT computes what the model does; a bare transformer counts as a language model."""
+    config, title = checkpoint.config, foreign.WRITTEN[target_format].title
+    if not checkpoint.architecture.endswith(("LMHeadModel", "Model")) or "DoubleHeads" in checkpoint.architecture:
+        raise CheckpointError(f"{title} holds language models only, and this is a {checkpoint.architecture}")
+    wrong = [f"{key}={value!r}" for key, value, needed in (
+        ("model_type", config.model_type, "gpt2"), ("n_inner", config.inner_size, 4 * config.n_embd),
+        ("scale_attn_weights", config.scale_attn_weights, True),
+        ("scale_attn_by_inverse_layer_idx", config.scale_attn_by_inverse_layer_idx, False),
+        ("layer_norm_epsilon", config.layer_norm_epsilon, 1e-5)) if value != needed]
+    if config.activation_function not in (*_ERF, *_TANH, "gelu"):
+        wrong.append(f"activation_function={config.activation_function!r}")
+    if target_format == "nanogpt" and not config.tie_word_embeddings:
+        wrong.append("tie_word_embeddings=False")
+    if wrong:
+        raise CheckpointError(f"{title} cannot express {', '.join(wrong)}: its model would be another function")
+    return replace(checkpoint, architecture=architecture_name(config.model_type, "LMHeadModel"))
 
 
-def _write(source: Path, target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors,
-           dtype: str | None) -> None:
+def _for_target(checkpoint: Checkpoint, target_format: str, mapping: Mapping[str, str],
+                is_whole: bool) -> tuple[LazyTensors, dict[str, Origin], tuple[str, ...]]:
+    """Name and shape the tensors as the target has them; and say where each comes from, and what is lost."""
+    config, notes = checkpoint.config, checkpoint.notes
+    in_memory = target_format == "ckpt"
+    names = {ours if in_memory else hf_name(ours, config.model_type): source for ours, source in mapping.items()}
+    origins = {name: checkpoint.origins[source] for name, source in names.items()}
+    layout = foreign.WRITTEN.get(target_format)
+    if layout is None or not is_whole:
+        return checkpoint.tensors.renamed(names), origins, notes
+    if layout is not foreign.NANOGPT:
+        names.setdefault(LM_HEAD, mapping.get(LM_HEAD, mapping[PREFIX + TOKENS]))
+    elif LM_HEAD not in names:
+        names[LM_HEAD] = mapping[PREFIX + TOKENS]
+    origins = {name: checkpoint.origins[source] for name, source in names.items()}
+    hf = checkpoint.tensors.renamed(names)
+    tensors, made_of = foreign.from_hf(layout, hf, config.n_positions, _has_no_biases(config, hf, layout))
+    joined = {name: Origin(tuple(one for part in origin.names for one in origins[part].names),
+                           origin.transposed != any(origins[part].transposed for part in origin.names))
+              for name, origin in made_of.items()}
+    is_erf = config.activation_function in ("gelu", *_ERF)
+    if is_erf != (layout is not foreign.MINGPT):
+        notes += (f"{layout.title} computes the {'tanh' if is_erf else 'erf'} form of GELU and this model the "
+                  f"{'erf' if is_erf else 'tanh'} form: there its logits will differ in about the third decimal",)
+    return tensors, joined, notes
+
+
+def _has_no_biases(config: GPTConfig, tensors: LazyTensors, layout: foreign.Layout) -> bool:
+    """Say whether the model came from nanoGPT without biases, and still has none."""
+    if layout is not foreign.NANOGPT or config.extra.get("bias") is not False:
+        return False
+    return all(not tensors[name].any() for name in tensors if name.endswith(".bias"))
+
+
+def _report(checkpoint: Checkpoint, target_format: str, tensors: LazyTensors, origins: Mapping[str, Origin],
+            found: LoadReport, dtype: str | None, notes: tuple[str, ...]) -> ConversionReport:
+    rows = [Row(" + ".join(origins[name].names), name, info.shape, stored_dtype(info, dtype), origins[name].transposed)
+            for name, info in tensors.infos.items()]
+    return ConversionReport(checkpoint.format, target_format, checkpoint.config.model_type, checkpoint.architecture,
+                            rows, found.missing, found.unexpected, found.mismatched, notes, checkpoint.config)
+
+
+def _watched(tensors: LazyTensors, progress: Callable[[int, int], None] | None) -> LazyTensors:
+    if progress is None:
+        return tensors
+    done, total = 0, sum(info.nbytes for info in tensors.infos.values())
+
+    def observe(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return tensors.observed(observe)
+
+
+def _write(target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors, dtype: str | None) -> None:
     config, architecture = checkpoint.config, checkpoint.architecture
     if target_format == "folder":
-        write_folder(target, config, tensors, architecture, _companions(source), dtype)
+        write_folder(target, config, tensors, architecture, _companions(checkpoint.folder), dtype)
         return
-    if target_format == "ckpt":
-        write_ckpt(target, tensors, dtype)
-    else:
-        on_disk = tensors.renamed({hf_name(name, config.model_type): name for name in tensors})
-        write_safetensors(target, on_disk, dtype)
+    writers = {"ckpt": ckpt.write_to, "safetensors": safetensors.write_to, "npz": npz.write_to,
+               "nanogpt": partial(torch_file.write_to, model_args=_model_args(config))}
+    write = writers.get(target_format, torch_file.write_to)
     content = config_bytes(config, architecture, tensors, dtype)
     beside = config_path_of(target)
-    replace_files(beside.parent, {beside.name: lambda path: path.write_bytes(content)})
+    replace_files(target.parent, {target.name: lambda path: write(path, tensors, dtype=dtype),
+                                  beside.name: lambda path: path.write_bytes(content)})
 
 
-def _companions(source: Path) -> dict[str, bytes]:
+def _model_args(config: GPTConfig) -> dict[str, object]:
+    return {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd,
+            "block_size": config.n_positions, "bias": config.extra.get("bias") is not False,
+            "vocab_size": config.vocab_size, "dropout": float(config.resid_pdrop)}
+
+
+def _companions(folder: Path | None) -> dict[str, bytes]:
     """Read the tokenizer and generation settings that stand in a source folder."""
-    if not source.is_dir():
+    if folder is None:
         return {}
+    names = {name: name for name in (*TOKENIZER_FILES, GENERATION_FILE)}
+    names |= {old: new for old, new in _OPENAI_TOKENIZER.items() if not (folder / new).exists()}
     try:
-        return {name: (source / name).read_bytes() for name in (*TOKENIZER_FILES, GENERATION_FILE)
-                if (source / name).is_file()}
+        return {new: (folder / old).read_bytes() for old, new in names.items() if (folder / old).is_file()}
     except OSError as error:
-        raise CheckpointError(f"{source} cannot be read: {one_line(error)}") from None
+        raise CheckpointError(f"{folder} cannot be read: {one_line(error)}") from None

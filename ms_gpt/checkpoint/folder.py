@@ -11,9 +11,9 @@ import numpy as np
 
 from ms_gpt.checkpoint.atomic import json_bytes, replace_files
 from ms_gpt.checkpoint.errors import CheckpointError
+from ms_gpt.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE
 from ms_gpt.checkpoint.keymap import hf_name
 from ms_gpt.checkpoint.safetensors import write_to
-from ms_gpt.checkpoint.sources import CONFIG_FILE, WEIGHTS_FILE
 from ms_gpt.checkpoint.tensors import FLOAT_DTYPES, LazyTensors, stored_dtype
 from ms_gpt.config import GPTConfig
 

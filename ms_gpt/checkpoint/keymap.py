@@ -28,6 +28,10 @@ _EMBEDDINGS = {
     "gpt2": {TOKENS: "wte.weight", POSITIONS: "wpe.weight"},
 }
 _EMBEDDINGS["ms_gpt"] = _EMBEDDINGS["gpt2"]
+# What the tables are called in files of either library, MindNLP's wte.embedding_table among them.
+_TO_MEMORY = {f"{path}.{leaf}": name for name, paths in ((TOKENS, ("tokens_embed", "wte")),
+                                                         (POSITIONS, ("positions_embed", "wpe")))
+              for path in paths for leaf in ("weight", "embedding_table")}
 _NORM_LEAVES = {"gamma": "weight", "beta": "bias"}
 _NORM_TO_DISK = re.compile(r"(?P<path>(?:.*\.)?ln_[12f])\.(?P<leaf>gamma|beta)")
 _NORM_TO_MEMORY = re.compile(r"(?P<path>(?:.*\.)?ln_[12f])\.(?P<leaf>weight|bias)")
@@ -51,12 +55,11 @@ def hf_name(name: str, model_type: str) -> str:
     return prefix + _EMBEDDINGS[model_type].get(bare, bare)
 
 
-def our_name(name: str, model_type: str) -> str | None:
+def our_name(name: str) -> str | None:
     """Translate a tensor's name on disk to the parameter's name in memory; a prefix is kept.
 
     Args:
         name: Name on disk, such as ``"transformer.h.0.ln_1.weight"``.
-        model_type: ``"openai-gpt"``, ``"gpt2"`` or ``"ms_gpt"``.
 
     Returns:
         The name in memory, unchanged if it is one already or is unknown; ``None`` for a buffer that older
@@ -69,8 +72,7 @@ def our_name(name: str, model_type: str) -> str | None:
     if norm:
         leaf = "gamma" if norm["leaf"] == "weight" else "beta"
         return f"{prefix}{norm['path']}.{leaf}"
-    to_memory = {disk: memory for memory, disk in _EMBEDDINGS[model_type].items()}
-    return prefix + to_memory.get(bare, bare)
+    return prefix + _TO_MEMORY.get(bare, bare)
 
 
 def strip_prefix(name: str) -> str:
@@ -138,7 +140,7 @@ def match(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndar
             it should be tied to.
     """
     tensors = LazyTensors.wrap(tensors)
-    sources = _by_bare_name(tensors, config.model_type)
+    sources = _by_bare_name(tensors)
     if config.tie_word_embeddings and LM_HEAD in sources and LM_HEAD not in expected:
         # A bare backbone and a classifier have no use for the head, so one that differs does them no harm.
         _take_tied_head(sources, tensors, strict=PREFIX + TOKENS in expected and "score.weight" not in expected)
@@ -156,10 +158,10 @@ def match(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndar
     return mapping, report
 
 
-def _by_bare_name(names: Iterable[str], model_type: str) -> dict[str, str]:
+def _by_bare_name(names: Iterable[str]) -> dict[str, str]:
     sources: dict[str, str] = {}
     for name in names:
-        ours = our_name(name, model_type)
+        ours = our_name(name)
         if ours is None:
             continue
         bare = strip_prefix(ours)
@@ -173,14 +175,9 @@ def _take_tied_head(sources: dict[str, str], tensors: LazyTensors, strict: bool)
     """Drop the head that equals the embedding, or make it the embedding if there is none."""
     head = sources[LM_HEAD]
     embedding = sources.setdefault(TOKENS, head)
-    if embedding == head or _same(tensors, embedding, head):
+    if embedding == head or tensors.same(embedding, head):
         del sources[LM_HEAD]
     elif strict:
         raise CheckpointError(f"{head} differs from {embedding} although tie_word_embeddings is true: "
                               "set \"tie_word_embeddings\": false in config.json to keep both")
 
-
-def _same(tensors: LazyTensors, first: str, second: str) -> bool:
-    if tensors.infos[first].shape != tensors.infos[second].shape:
-        return False
-    return np.array_equal(tensors[first], tensors[second], equal_nan=True)

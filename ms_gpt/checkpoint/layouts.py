@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ms_gpt.checkpoint.errors import CheckpointError, some
 from ms_gpt.checkpoint.keymap import LM_HEAD, POSITIONS, PREFIX, TOKENS, our_name, strip_prefix, with_prefix
 from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo
-from ms_gpt.config import GPTConfig
+from ms_gpt.config import PRESETS, GPTConfig
 
 _CLASSES = {"openai-gpt": "OpenAIGPT", "gpt2": "GPT2", "ms_gpt": "GPT"}
 _HEAD_SUFFIXES = ("Model", "LMHeadModel", "DoubleHeadsModel", "ForSequenceClassification")
+_FIRST_BLOCK = re.compile(r"((?:[^/]*?\.)??)(?:transformer\.)?(?:h|blocks)\.0\..+", re.DOTALL)
 _BLOCK = re.compile(r"h\.(\d{1,6})\.(.+)")
 
 
@@ -67,7 +66,7 @@ def family_of(names: Iterable[str]) -> str:
     if not any(_BLOCK.fullmatch(name) for name in bare):
         raise CheckpointError(f"no GPT block h.0 among the tensors ({some(sorted(bare)) or 'there are none'}): "
                               "this is not GPT-1 or GPT-2 under Hugging Face's names or ours")
-    if "wpe.weight" in bare and has_final_norm:
+    if has_final_norm and not bare.isdisjoint(("wpe.weight", "wpe.embedding_table")):
         return "gpt2"
     if "positions_embed.weight" in bare and not has_final_norm:
         return "openai-gpt"
@@ -94,12 +93,26 @@ def head_in(names: Iterable[str]) -> str:
     return "DoubleHeadsModel" if any(name.startswith("multiple_choice_head.") for name in names) else "LMHeadModel"
 
 
-def infer_config(tensors: LazyTensors, n_head: int | None) -> GPTConfig:
+def wrapper_of(names: Iterable[str]) -> str:
+    """Return what stands in front of every parameter's name, such as ``"_orig_mod."``; empty in most files.
+
+    Args:
+        names: Names on disk. Those of an optimizer's moments have prefixes of their own, so the shortest counts.
+
+    Returns:
+        The prefix, ``transformer.`` not counted.
+    """
+    found = {match[1] for name in names if (match := _FIRST_BLOCK.fullmatch(name))}
+    return min(found, key=len, default="")
+
+
+def infer_config(tensors: LazyTensors, n_head: int | None, known: Mapping[str, Any] | None = None) -> GPTConfig:
     """Build the configuration of tensors that come without ``config.json``.
 
     Args:
         tensors: The tensors under names on disk or in memory.
         n_head: Number of attention heads, which no shape tells.
+        known: Further fields of ``GPTConfig``, such as the layout's ``activation_function``.
 
     Returns:
         The configuration; activation and the like are the family's.
@@ -109,23 +122,30 @@ def infer_config(tensors: LazyTensors, n_head: int | None) -> GPTConfig:
         UserError: ``n_head`` is missing or does not divide the width.
     """
     model_type = family_of(tensors)
-    infos = {strip_prefix(ours): tensors.infos[name] for name in tensors
-             if (ours := our_name(name, model_type)) is not None}
+    infos = {strip_prefix(ours): tensors.infos[name] for name in tensors if (ours := our_name(name)) is not None}
     n_positions, n_embd = _matrix(infos, POSITIONS)
     vocab_size = _matrix(infos, TOKENS if TOKENS in infos else LM_HEAD)[0]
     n_layer = _count_blocks(infos)
     n_inner = _matrix(infos, "h.0.mlp.c_fc.weight")[1]
-    if n_head is None:
-        raise CheckpointError(f"recognised as {model_type} with {n_layer} layers, {n_embd} wide, but the number of "
-                              "attention heads cannot be known without a config.json: say --n-head")
     values: dict[str, Any] = {
         "model_type": model_type, "vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd,
-        "n_layer": n_layer, "n_head": n_head, "n_inner": None if n_inner == 4 * n_embd else n_inner,
-        "tie_word_embeddings": _is_tied(tensors, model_type),
+        "n_layer": n_layer, "n_inner": None if n_inner == 4 * n_embd else n_inner,
+        "tie_word_embeddings": is_tied(tensors), **(known or {}),
     }
+    if n_head is None:
+        published = _published_as(values)
+        hint = f" (the published {published[0]} has {published[1]})" if published else ""
+        raise CheckpointError(f"recognised as {model_type} with {n_layer} layers, {n_embd} wide, but the "
+                              f"number of attention heads cannot be known without a config.json: say --n-head{hint}")
     if "score.weight" in infos:
         values["num_labels"] = _matrix(infos, "score.weight")[0]
-    return GPTConfig(**values)
+    return GPTConfig(**values, n_head=n_head)
+
+
+def is_tied(tensors: LazyTensors) -> bool:
+    """Say whether the language-model head is the token embedding: there is none of its own, or it is the same."""
+    names = {strip_prefix(our_name(name) or ""): name for name in tensors}
+    return LM_HEAD not in names or TOKENS not in names or tensors.same(names[LM_HEAD], names[TOKENS])
 
 
 def expected_shapes(config: GPTConfig, architecture: str) -> dict[str, tuple[int, ...]]:
@@ -184,8 +204,12 @@ def _matrix(infos: Mapping[str, TensorInfo], name: str) -> tuple[int, int]:
     return shape
 
 
-def _is_tied(tensors: LazyTensors, model_type: str) -> bool:
-    names = {strip_prefix(our_name(name, model_type) or ""): name for name in tensors}
-    if LM_HEAD not in names or TOKENS not in names:
-        return True
-    return np.array_equal(tensors[names[LM_HEAD]], tensors[names[TOKENS]], equal_nan=True)
+
+def _published_as(values: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return the name and the head count of the published model that has just these sizes."""
+    for name in PRESETS:
+        preset = GPTConfig.preset(name)
+        sizes = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer")
+        if all(getattr(preset, key) == values[key] for key in sizes):
+            return name, preset.n_head
+    return None

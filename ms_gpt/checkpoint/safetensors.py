@@ -6,7 +6,6 @@ Source: the format's description in the safetensors project (an 8-byte length, a
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from ms_gpt.checkpoint.atomic import explain_os_errors, replace_file
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
-from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo, bits_to_float32, cast, stored_dtype
+from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo, item_size, map_array, stored_dtype
 from ms_gpt.errors import UserError
 
 _NAMES = {
@@ -26,8 +25,8 @@ _NAMES = {
 }
 _CODES = {name: code for code, name in _NAMES.items()}
 # Room for some 60,000 tensors. The reference implementation's limit is ten times that, but JSON made to be hostile
-# can grow a hundredfold in memory.
-_MAX_HEADER = 10_000_000
+# can grow a hundredfold in memory, and short names of empty tensors are many.
+_MAX_HEADER, _MAX_TENSORS = 10_000_000, 60_000
 _MAX_NDIM = 32
 
 
@@ -46,7 +45,7 @@ def read_safetensors(path: str | Path) -> LazyTensors:
         path: The file.
 
     Returns:
-        Its tensors, in the file's order. Each access maps that tensor's bytes and returns a copy of its own.
+        Its tensors, in the file's order.
 
     Raises:
         CheckpointError: The file cannot be read, or its header breaks the format's rules.
@@ -54,7 +53,7 @@ def read_safetensors(path: str | Path) -> LazyTensors:
     path = Path(path)
     entries, start = _read_header(path)[1:]
     infos = {name: info for name, (info, _) in entries.items()}
-    return LazyTensors(infos, lambda name: _load(path, entries[name][0], start + entries[name][1]))
+    return LazyTensors(infos, lambda name: map_array(path, entries[name][0], start + entries[name][1]))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -99,51 +98,25 @@ def write_to(path: Path, tensors: Mapping[str, np.ndarray], dtype: str | None = 
         if info.dtype not in _CODES:
             raise CheckpointError(f"{name} has the dtype {info.dtype}, which safetensors files cannot hold")
     # Widest first, so that every tensor starts at a multiple of its item size, as the format asks.
-    order = sorted(stored, key=lambda name: (-_item_size(stored[name].dtype), name))
+    order = sorted(stored, key=lambda name: (-item_size(stored[name].dtype), name))
     with open(path, "wb") as file:
         file.write(_header(order, stored, {"format": "pt"} if metadata is None else metadata))
         for name in order:
-            _write_array(file, cast(name, tensors[name], stored[name].dtype))
+            for block in tensors.blocks(name, stored[name].dtype):
+                file.write(block.data)
 
 
 def _header(order: list[str], infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name in order:
-        end = position + _byte_size(infos[name])
+        end = position + infos[name].nbytes
         header[name] = {"dtype": _CODES[infos[name].dtype], "shape": list(infos[name].shape),
                         "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    file.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
-
-
-def _item_size(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
-def _byte_size(info: TensorInfo) -> int:
-    return math.prod(info.shape) * _item_size(info.dtype)
-
-
-def _load(path: Path, info: TensorInfo, offset: int) -> np.ndarray:
-    dtype = np.dtype("uint16" if info.dtype == "bfloat16" else info.dtype).newbyteorder("<")
-    if math.prod(info.shape) == 0:
-        return np.empty(info.shape, np.dtype(info.dtype if info.dtype != "bfloat16" else "float32"))
-    try:
-        mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=info.shape)
-        # A copy, so that the map is closed at once: pages of a kept map count as memory of the process, and a
-        # map over a file that somebody truncates kills it.
-        array = np.array(mapped, dtype=dtype.newbyteorder("="))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
-    return bits_to_float32(array) if info.dtype == "bfloat16" else array
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[TensorInfo, int]], int]:
@@ -191,19 +164,21 @@ def _check_header(header: dict[str, Any], data_size: int) -> tuple[dict[str, str
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _BadHeaderError("its __metadata__ is not a table of texts")
+    if len(header) > _MAX_TENSORS:
+        raise _BadHeaderError(f"it has {len(header)} tensors, more than {_MAX_TENSORS}")
     entries: dict[str, tuple[TensorInfo, int]] = {}
     for name, entry in header.items():
         info, begin, end = _check_entry(name, entry)
-        needed = _byte_size(info)
+        needed = info.nbytes
         if end - begin != needed:
             raise _BadHeaderError(f"{name!r} spans {end - begin} bytes, but its shape and dtype need {needed}")
         entries[name] = (info, begin)
     position = 0
-    for name, (info, begin) in sorted(entries.items(), key=lambda item: (item[1][1], _byte_size(item[1][0]))):
+    for name, (info, begin) in sorted(entries.items(), key=lambda item: (item[1][1], item[1][0].nbytes)):
         if begin != position:
             raise _BadHeaderError(f"{name!r} starts at byte {begin} of the data and not at {position}: "
                                   f"tensors {'overlap' if begin < position else 'leave a gap'}")
-        position += _byte_size(info)
+        position += info.nbytes
     if position != data_size:
         raise _BadHeaderError(f"its tensors need {position} bytes and {data_size} are there"
                               f"{': it is cut short' if data_size < position else ''}")

@@ -1,47 +1,24 @@
-"""Where tensors come from: files recognised by their content, and folders."""
+"""A model out of whatever holds one: which layout its tensors have, and which configuration belongs to them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ms_gpt.checkpoint import ckpt, safetensors
-from ms_gpt.checkpoint.errors import CheckpointError, one_line, some
-from ms_gpt.checkpoint.keymap import hf_name
-from ms_gpt.checkpoint.layouts import architecture_name, family_of, head_in, infer_config
-from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo
+from ms_gpt.checkpoint import foreign
+from ms_gpt.checkpoint.errors import CheckpointError, one_line
+from ms_gpt.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, Content, listing, read_content, read_json
+from ms_gpt.checkpoint.foreign import Layout, Origin
+from ms_gpt.checkpoint.keymap import hf_name, our_name, strip_prefix, with_prefix
+from ms_gpt.checkpoint.layouts import architecture_name, family_of, head_in, infer_config, is_tied, wrapper_of
+from ms_gpt.checkpoint.tensors import LazyTensors
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class FileFormat:
-    """A kind of file that tensors are read from.
-
-    Args:
-        name: Its name in reports.
-        looks_like: Function that recognises it by its first bytes.
-        read: Function that opens it.
-    """
-
-    name: str
-    looks_like: Callable[[Path], bool]
-    read: Callable[[Path], LazyTensors]
-
-
-FILE_FORMATS = (
-    FileFormat("safetensors", safetensors.looks_like, safetensors.read_safetensors),
-    FileFormat("ckpt", ckpt.looks_like, ckpt.read_ckpt),
-)
+# OpenAI released one GPT-1, whose files do not say how many heads it has.
+_OPENAI_GPT1 = {"n_layer": 12, "n_embd": 768, "n_head": 12}
 
 
 @dataclass(frozen=True)
@@ -49,20 +26,27 @@ class Checkpoint:
     """A model as names and arrays.
 
     Args:
-        format: What was recognised: ``"safetensors"``, ``"safetensors-shards"`` or ``"ckpt"``.
+        format: What was recognised: the kind of file, such as ``"safetensors"``, ``"torch-shards"`` or ``"ckpt"``; or a
+            layout of its own, such as ``"mingpt"``, ``"nanogpt"`` or ``"openai-gpt2"``.
         config: The model's configuration, read or inferred.
         architecture: Its class name as ``config.json`` has it.
         tensors: The tensors under Hugging Face's names, prefix and all as the source has them.
+        origins: Which of the source's tensors each is made of.
+        notes: What was assumed, a sentence each.
+        folder: Where the tokenizer's files would be.
     """
 
     format: str
     config: GPTConfig
     architecture: str
     tensors: LazyTensors
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def read_folder(path: str | Path) -> tuple[GPTConfig, LazyTensors]:
-    """Read a model folder: ``config.json`` and ``model.safetensors``, its shards, or one ``.ckpt``.
+    """Read a model folder: ``config.json`` beside weights of any kind.
 
     Args:
         path: The folder.
@@ -79,20 +63,22 @@ def read_folder(path: str | Path) -> tuple[GPTConfig, LazyTensors]:
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file: give the folder of a model, with {CONFIG_FILE} and {WEIGHTS_FILE}")
     if not (path / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{path} has no {CONFIG_FILE}; found: {_listing(path)}")
+        raise CheckpointError(f"{path} has no {CONFIG_FILE}; found: {listing(path)}")
     checkpoint = open_checkpoint(path)
     return checkpoint.config, checkpoint.tensors
 
 
-def open_checkpoint(path: str | Path, n_head: int | None = None) -> Checkpoint:
-    """Open a model folder or a single file of tensors.
+def open_checkpoint(path: str | Path, n_head: int | None = None,
+                    activation_function: str | None = None) -> Checkpoint:
+    """Open a model folder or a file of tensors, in any layout of a GPT.
 
     The configuration is the folder's ``config.json``; beside a file ``NAME.safetensors`` it is
-    ``NAME_config.json`` or ``config.json``. Without one it is inferred from names and shapes.
+    ``NAME_config.json`` or ``config.json``. Without one it is inferred from names, shapes and what the file says.
 
     Args:
         path: The folder or file.
-        n_head: Number of attention heads, asked for where no configuration is found.
+        n_head: Number of attention heads, asked for where neither a configuration nor the file tells.
+        activation_function: Activation of the MLP, where the layout leaves it open or the file was of another.
 
     Returns:
         The checkpoint.
@@ -103,120 +89,151 @@ def open_checkpoint(path: str | Path, n_head: int | None = None) -> Checkpoint:
     """
     path = Path(path)
     _check_exists(path)
-    file_format, tensors = _read_weights(path)
-    config_file = _find_config(path)
+    content = read_content(path)
     try:
+        tensors, origins = _without_wrapper(content.tensors)
+        layout = _recognise(content, tensors)
+        if layout is not None:
+            tensors, origins = _to_hf(layout, tensors, origins)
         family = family_of(tensors)
-        config = _read_config(config_file, family) if config_file else infer_config(tensors, n_head)
+        if content.config_file is not None:
+            config, notes = _read_config(content.config_file, family), ()
+        else:
+            known, notes = _known(content, layout, tensors, activation_function)
+            config = infer_config(tensors, known.pop("n_head", n_head), known)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if n_head not in (None, config.n_head):
-        raise UserError(f"n_head={n_head} contradicts {config_file}, which says {config.n_head}: leave it out")
-    if config.post_norm != (family == "openai-gpt"):
-        raise CheckpointError(f"{config_file} says model_type={config.model_type!r}, but the tensors are of {family}: "
-                              "the file and its configuration do not belong together")
-    names = {hf_name(name, config.model_type): name for name in tensors}
+    _check_config(config, content, family, n_head, len(tensors))
+    if activation_function is not None:
+        config = config.replace(activation_function=activation_function)
+    tensors, origins = _named_for(config, path, tensors, origins)
+    return Checkpoint(content.format if layout is None else layout.name, config, _architecture(config, tensors),
+                      tensors, origins, notes, content.folder)
+
+
+def _without_wrapper(tensors: LazyTensors) -> tuple[LazyTensors, dict[str, Origin]]:
+    """Leave off what wrappers put in front of every name, such as ``_orig_mod.`` and ``module.``."""
+    wrapper = wrapper_of(tensors)
+    names = {name.removeprefix(wrapper): name for name in tensors}
     if len(names) < len(tensors):
-        twice = next(name for name in tensors if name not in names.values())
-        raise CheckpointError(f"{path} holds {hf_name(twice, config.model_type)} twice, under two names")
-    tensors = tensors.renamed(names)
-    return Checkpoint(file_format, config, _architecture(config, tensors), tensors)
+        kept = set(names.values())
+        twice = next(name for name in tensors if name not in kept)
+        raise CheckpointError(f"it holds {twice.removeprefix(wrapper)} twice, with {wrapper!r} in front and without")
+    return tensors.renamed(names), {new: Origin((old,)) for new, old in names.items()}
 
 
-def config_path_of(path: Path) -> Path:
-    """Return where the configuration of a weights file stands: ``NAME_config.json``, or ``config.json`` for "model"."""
-    return path.with_name(CONFIG_FILE if path.stem == "model" else f"{path.stem}_config.json")
+def _recognise(content: Content, tensors: LazyTensors) -> Layout | None:
+    """Tell the layout by names and shapes; ``None`` for Hugging Face's own."""
+    if "model/we" in tensors:
+        return foreign.OPENAI_GPT1
+    if "model/wte" in tensors or "model/h0/attn/c_attn/w" in tensors:
+        return foreign.OPENAI_GPT2
+    if "tok_emb.weight" in tensors or "blocks.0.attn.query.weight" in tensors:
+        return foreign.MINGPT_OLD
+    if not foreign.has_linear_weights(tensors.infos):
+        return None
+    is_nanogpt = isinstance(content.settings.get("model_args"), dict) or is_tied(tensors)
+    return foreign.NANOGPT if is_nanogpt else foreign.MINGPT
 
 
-def read_file(path: Path) -> tuple[str, LazyTensors]:
-    """Open one file of tensors, recognised by its content.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The format's name and the tensors.
-
-    Raises:
-        CheckpointError: The file is of no known format, or is damaged.
-    """
-    try:
-        known = next((item for item in FILE_FORMATS if item.looks_like(path)), None)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
-    if known is None:
-        # The suffix is trusted only to choose whose complaint about the content is shown.
-        known = next((item for item in FILE_FORMATS if path.suffix == f".{item.name}"), None)
-    if known is None:
-        names = ", ".join(item.name for item in FILE_FORMATS)
-        raise CheckpointError(f"{path} is of no known format: its content is none of {names}")
-    return known.name, known.read(path)
+def _to_hf(layout: Layout, tensors: LazyTensors,
+           origins: Mapping[str, Origin]) -> tuple[LazyTensors, dict[str, Origin]]:
+    if layout in (foreign.MINGPT, foreign.NANOGPT):
+        names = {with_prefix(name): name for name in tensors}
+        if len(names) < len(tensors):
+            kept = set(names.values())
+            twice = next(name for name in tensors if name not in kept)
+            raise CheckpointError(f"it holds {strip_prefix(twice)} twice, with 'transformer.' in front and without")
+        tensors = tensors.renamed(names)
+        origins = {new: origins[old] for new, old in names.items()}
+    tensors, made_of = foreign.to_hf(layout, tensors)
+    if layout is foreign.NANOGPT:
+        tensors = foreign.with_zero_biases(tensors)
+    nothing = Origin(())
+    return tensors, {
+        name: Origin(tuple(one for part in made_of.get(name, nothing).names for one in origins[part].names),
+                     made_of.get(name, nothing).transposed)
+        for name in tensors}
 
 
-def _read_weights(path: Path) -> tuple[str, LazyTensors]:
-    if not path.is_dir():
-        return read_file(path)
-    if (path / WEIGHTS_FILE).is_file():
-        return read_file(path / WEIGHTS_FILE)
-    if (path / INDEX_FILE).is_file():
-        return "safetensors-shards", _read_shards(path)
-    files = sorted(file for file in path.glob("*.ckpt") if not file.name.startswith("."))
-    if len(files) == 1:
-        return read_file(files[0])
-    if files:
-        names = some([file.name for file in files])
-        raise CheckpointError(f"{path} holds {len(files)} .ckpt files ({names}): name one")
-    raise CheckpointError(f"{path} has no {WEIGHTS_FILE}, no {INDEX_FILE} and no .ckpt; found: {_listing(path)}")
+def _known(content: Content, layout: Layout | None, tensors: LazyTensors,
+           activation_function: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the fields of the configuration that layout and file tell, and what was assumed."""
+    if layout is foreign.MINGPT:
+        return {"activation_function": "gelu_new"}, ()
+    if layout is foreign.MINGPT_OLD:
+        return {"activation_function": "gelu_exact"}, ()
+    if layout is foreign.OPENAI_GPT2:
+        n_head = content.settings.get("n_head")
+        return {"n_head": n_head} if isinstance(n_head, int) else {}, ()
+    if layout is foreign.OPENAI_GPT1:
+        positions = tensors.infos.get("transformer.positions_embed.weight")
+        is_released = positions is not None and positions.shape[-1:] == (_OPENAI_GPT1["n_embd"],) and \
+            f"transformer.h.{_OPENAI_GPT1['n_layer'] - 1}.ln_2.weight" in tensors
+        return {"n_head": _OPENAI_GPT1["n_head"]} if is_released else {}, ()
+    if layout is foreign.NANOGPT:
+        return _known_of_nanogpt(content.settings, tensors, activation_function)
+    return {}, ()
 
 
-def _read_shards(folder: Path) -> LazyTensors:
-    index = folder / INDEX_FILE
-    try:
-        weight_map = _read_json(index).get("weight_map")
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
-    shards: dict[str, LazyTensors] = {}
-    infos: dict[str, TensorInfo] = {}
-    for name, file in weight_map.items():
-        if file not in shards:
-            if Path(file).name != file:
-                raise CheckpointError(f"{index} names the shard {file!r}: shards stand in the folder itself")
-            if not (folder / file).is_file():
-                raise CheckpointError(f"{folder} lacks the shard {file} that {INDEX_FILE} names; "
-                                      f"found: {_listing(folder)}")
-            shards[file] = safetensors.read_safetensors(folder / file)
-        if name not in shards[file]:
-            raise CheckpointError(f"{folder / file} lacks the tensor {name} that {INDEX_FILE} promises")
-        infos[name] = shards[file].infos[name]
-
-    def load(name: str) -> np.ndarray:
-        return shards[weight_map[name]][name]
-
-    return LazyTensors(infos, load)
-
-
-def _find_config(path: Path) -> Path | None:
-    candidates = [path / CONFIG_FILE] if path.is_dir() else [config_path_of(path), path.with_name(CONFIG_FILE)]
-    return next((file for file in candidates if file.is_file()), None)
+def _known_of_nanogpt(settings: Mapping[str, Any], tensors: LazyTensors,
+                      activation_function: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    arguments = settings.get("model_args")
+    if not isinstance(arguments, dict):
+        if activation_function is None:
+            raise CheckpointError(
+                "recognised as nanoGPT (nn.Linear weights, tied head), but a bare state dict does not tell its GELU: "
+                "say --activation-function gelu_exact (nanoGPT since June 2023) or gelu_new (the tanh form, before)")
+        return {}, ()
+    known: dict[str, Any] = {}
+    if isinstance(arguments.get("n_head"), int):
+        known["n_head"] = arguments["n_head"]
+    if isinstance(arguments.get("dropout"), float):
+        known |= {key: arguments["dropout"] for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    if arguments.get("bias") is False:
+        known["extra"] = {"bias": False}
+    if activation_function is not None:
+        return known, ()
+    if "bias" not in arguments:
+        # The option came before nanoGPT's change of GELU.
+        return {**known, "activation_function": "gelu_new"}, ()
+    return {**known, "activation_function": "gelu_exact"}, (
+        "activation: the erf form of GELU, as in nanoGPT since June 2023; for a file from before that say "
+        "--activation-function gelu_new",)
 
 
 def _read_config(path: Path, family: str) -> GPTConfig:
-    values = _read_json(path)
+    values = read_json(path)
     # Old files do not say; the tensors do.
     values.setdefault("model_type", family)
-    return GPTConfig.from_dict(values)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} cannot be read as JSON: {one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path.name} holds a JSON {type(values).__name__}: an object was expected")
-    return values
+        return GPTConfig.from_dict(values)
+    except UserError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+
+
+def _check_config(config: GPTConfig, content: Content, family: str, n_head: int | None, count: int) -> None:
+    if n_head not in (None, config.n_head):
+        raise UserError(f"n_head={n_head} contradicts {content.config_file or content.folder}, which says "
+                        f"{config.n_head}: leave it out")
+    if config.post_norm != (family == "openai-gpt"):
+        raise CheckpointError(f"{content.config_file} says model_type={config.model_type!r}, but the tensors are of "
+                              f"{family}: the file and its configuration do not belong together")
+    # Each layer has a dozen tensors. Lists as long as a false number would not fit in memory.
+    if config.n_layer > count:
+        raise CheckpointError(f"{content.config_file} says n_layer={config.n_layer}, but there are only {count} "
+                              "tensors: the file and its configuration do not belong together")
+
+
+def _named_for(config: GPTConfig, path: Path, tensors: LazyTensors,
+               origins: Mapping[str, Origin]) -> tuple[LazyTensors, dict[str, Origin]]:
+    """Name the tensors as Hugging Face does, those under names in memory or MindNLP's too."""
+    names = {hf_name(our_name(name) or name, config.model_type): name for name in tensors}
+    if len(names) < len(tensors):
+        kept = set(names.values())
+        twice = next(name for name in tensors if name not in kept)
+        raise CheckpointError(f"{path} holds {hf_name(twice, config.model_type)} twice, under two names")
+    return tensors.renamed(names), {new: origins[old] for new, old in names.items()}
 
 
 def _architecture(config: GPTConfig, tensors: LazyTensors) -> str:
@@ -229,9 +246,5 @@ def _architecture(config: GPTConfig, tensors: LazyTensors) -> str:
 def _check_exists(path: Path) -> None:
     try:
         path.stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
-
-
-def _listing(folder: Path) -> str:
-    return some(sorted(item.name for item in folder.iterdir()), shown=8) or "nothing"

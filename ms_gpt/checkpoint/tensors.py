@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from ms_gpt.checkpoint.errors import CheckpointError
+from ms_gpt.checkpoint.errors import CheckpointError, one_line
 from ms_gpt.errors import suggest
 
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
+BLOCK_BYTES = 4 * 2**20
+# Linux reads the pages of a map in one go if it is told to (since 5.14), and else one by one as they are touched, which
+# takes several times as long.
+_MADV_POPULATE_READ = 22
 _DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -26,6 +34,16 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.size * item_size(self.dtype)
+
 
 class LazyTensors(Mapping):
     """A mapping from name to array; each array is read on access and not kept.
@@ -34,19 +52,21 @@ class LazyTensors(Mapping):
 
     Args:
         infos: Name to shape and dtype, in the file's order.
-        load: Function that reads the array of one name.
+        read: Function that gives the elements of one name as the file holds them, bfloat16 as uint16 bits. The array
+            may be a view of a memory map: it is asked for again for each use, copied from, and let go.
     """
 
-    def __init__(self, infos: Mapping[str, TensorInfo], load: Callable[[str], np.ndarray]) -> None:
-        """Keep what is known and how to load; nothing is read."""
+    def __init__(self, infos: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]) -> None:
         self.infos = dict(infos)
-        self._load = load
+        self._read = read
+        self._observe: Callable[[int], None] | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Load the array of a name."""
-        if name not in self.infos:
-            raise KeyError(name)
-        return self._load(name)
+        bits = self.bits(name)
+        # A copy, so that a map is closed at once: pages of a kept map count as memory of the process, and a map over
+        # a file that somebody truncates kills it.
+        return bits_to_float32(bits) if self.infos[name].dtype == "bfloat16" else np.array(bits, order="C")
 
     def __contains__(self, name: object) -> bool:
         """Say whether the name is there, without loading its array."""
@@ -66,7 +86,49 @@ class LazyTensors(Mapping):
         if isinstance(tensors, LazyTensors):
             return tensors
         infos = {name: TensorInfo(tuple(array.shape), array.dtype.name) for name, array in tensors.items()}
-        return cls(infos, lambda name: widen(tensors[name]))
+        return cls(infos, lambda name: _native(np.asarray(tensors[name])))
+
+    def bits(self, name: str) -> np.ndarray:
+        """Return the elements as the file holds them, bfloat16 as uint16; to be copied from and let go.
+
+        Raises:
+            KeyError: There is no such tensor.
+        """
+        if name not in self.infos:
+            raise KeyError(name)
+        return self._read(name)
+
+    def blocks(self, name: str, dtype: str | None = None) -> Iterator[np.ndarray]:
+        """Go through a tensor piece by piece, so that a large one never stands in memory whole.
+
+        Args:
+            name: The tensor.
+            dtype: The dtype to convert to, as ``cast`` does; ``None`` keeps its own.
+
+        Yields:
+            One-dimensional little-endian arrays of some 4 MB: the elements in C order, bfloat16 as uint16 bits.
+
+        Raises:
+            CheckpointError: A value does not fit ``dtype``.
+        """
+        info = self.infos[name]
+        if not info.size:
+            return
+        bits = self.bits(name)
+        flat, is_mapped = bits.flags.c_contiguous, getattr(bits, "_mmap", None) is not None
+        rows = info.size if flat else info.shape[0]
+        step = max(1, BLOCK_BYTES * rows // info.nbytes)
+        for start in range(0, rows, step):
+            if start and is_mapped:
+                # A new map, so that the pages of the last piece no longer count as memory of the process.
+                bits = self.bits(name)
+            piece = (bits.reshape(-1) if flat else bits)[start:start + step]
+            if flat:
+                _prefetch(piece)
+            if self._observe:
+                self._observe(piece.nbytes)
+            yield cast(name, np.ascontiguousarray(piece).reshape(-1), info.dtype, dtype or info.dtype)
+            piece = None
 
     def renamed(self, names: Mapping[str, str]) -> LazyTensors:
         """Select and rename.
@@ -77,7 +139,68 @@ class LazyTensors(Mapping):
         Returns:
             The tensors under the new names, still lazy.
         """
-        return LazyTensors({new: self.infos[old] for new, old in names.items()}, lambda new: self[names[new]])
+        chosen = LazyTensors({new: self.infos[old] for new, old in names.items()}, lambda new: self.bits(names[new]))
+        chosen._observe = self._observe
+        return chosen
+
+    def observed(self, observe: Callable[[int], None] | None) -> LazyTensors:
+        """Return the same tensors with a function that is called with the bytes of each block that is read."""
+        same = self.renamed({name: name for name in self})
+        same._observe = observe
+        return same
+
+    def same(self, first: str, second: str) -> bool:
+        """Say whether two tensors hold the same numbers, without loading either whole where their dtypes agree."""
+        infos = self.infos[first], self.infos[second]
+        if infos[0].shape != infos[1].shape:
+            return False
+        if infos[0].dtype != infos[1].dtype:
+            return np.array_equal(self[first], self[second], equal_nan=True)
+        return all(a.tobytes() == b.tobytes() for a, b in zip(self.blocks(first), self.blocks(second), strict=True))
+
+
+def map_array(path: str | Path, info: TensorInfo, offset: int = 0) -> np.ndarray:
+    """Map a tensor that lies in a file as plain little-endian bytes.
+
+    Args:
+        path: The file.
+        info: Shape and dtype.
+        offset: Where it starts, in bytes.
+
+    Returns:
+        A read-only view of the file; bfloat16 as uint16 bits.
+
+    Raises:
+        CheckpointError: The file is gone, or too short.
+    """
+    dtype = bits_dtype(info.dtype)
+    try:
+        if not info.size:
+            return np.empty(info.shape, dtype)
+        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=info.shape)
+    except (OSError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
+
+
+def _prefetch(piece: np.ndarray) -> None:
+    """Bring the pages of a piece of a memory map into memory; where that is not possible, nothing is lost but time."""
+    mapped = getattr(piece, "_mmap", None)
+    if mapped is None:
+        return
+    start = piece.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    page = start // mmap.PAGESIZE * mmap.PAGESIZE
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        mapped.madvise(_MADV_POPULATE_READ, page, start + piece.nbytes - page)
+
+
+def item_size(dtype: str) -> int:
+    """Return the bytes of one element of a dtype, by numpy's name or ``"bfloat16"``."""
+    return bits_dtype(dtype).itemsize
+
+
+def bits_dtype(dtype: str) -> np.dtype:
+    """Return the little-endian numpy dtype that holds a dtype's elements in a file: uint16 for ``"bfloat16"``."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
 
 
 def dtype_name(dtype: str) -> str:
@@ -99,10 +222,11 @@ def dtype_name(dtype: str) -> str:
     return name
 
 
-def widen(array: np.ndarray) -> np.ndarray:
-    """Return an array that numpy can calculate with: MindSpore's own bfloat16 arrays become float32."""
-    array = np.asarray(array)
-    return bits_to_float32(array.view(np.uint16)) if array.dtype.name == "bfloat16" else array
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array in the machine's byte order; MindSpore's own bfloat16 arrays become uint16 bits."""
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def bits_to_float32(bits: np.ndarray) -> np.ndarray:
@@ -132,26 +256,28 @@ def stored_dtype(info: TensorInfo, dtype: str | None) -> str:
     return dtype if dtype is not None and is_float else info.dtype
 
 
-def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return an array as it is stored under a dtype.
+def cast(name: str, bits: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Convert elements from one dtype to another.
 
     Args:
         name: The tensor's name, for the message.
-        array: Its values.
-        dtype: numpy's name of a dtype, or ``"bfloat16"``.
+        bits: The elements, bfloat16 as uint16 bits.
+        source: Their dtype.
+        target: numpy's name of a dtype, or ``"bfloat16"``.
 
     Returns:
-        The array, as uint16 bits for bfloat16.
+        The elements, bfloat16 as uint16 bits; little-endian.
 
     Raises:
         CheckpointError: A finite value becomes infinite.
     """
-    if dtype != "bfloat16" and array.dtype == np.dtype(dtype):
-        return array
+    if source == target:
+        return bits.astype(bits_dtype(target), copy=False)
+    values = bits_to_float32(bits) if source == "bfloat16" else bits
     with np.errstate(over="ignore"):
-        bits = float32_to_bits(array) if dtype == "bfloat16" else None
-        narrow = array.astype(dtype) if bits is None else bits_to_float32(bits)
+        result = float32_to_bits(values) if target == "bfloat16" else values.astype(bits_dtype(target))
+    narrow = bits_to_float32(result) if target == "bfloat16" else result
     is_float = np.issubdtype(narrow.dtype, np.floating)
-    if is_float and np.count_nonzero(np.isinf(narrow)) > np.count_nonzero(np.isinf(array)):
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}: choose another dtype")
-    return narrow if bits is None else bits
+    if is_float and np.count_nonzero(np.isinf(narrow)) > np.count_nonzero(np.isinf(values)):
+        raise CheckpointError(f"{name} has values beyond the range of {target}: choose another dtype")
+    return result

@@ -30,6 +30,7 @@ VERBS = (
     "evaluate",
     "predict",
     "convert",
+    "export",
     "info",
 )
 

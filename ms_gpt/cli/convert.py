@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,12 +13,18 @@ from ms_gpt.console import Console
 if TYPE_CHECKING:
     from ms_gpt.checkpoint import ConversionReport
 
-HELP = "convert a GPT-1 or GPT-2 checkpoint to another format"
+_WORTH_A_BAR = 100_000_000
+
+HELP = "convert a GPT checkpoint to another format"
 
 EXAMPLES = """examples:
-  ms-gpt convert hf-folder my-model                    a Hugging Face folder to a folder of ours
-  ms-gpt convert my-model my-model.ckpt                to MindSpore's own format
-  ms-gpt convert weights.safetensors out --n-head 12   a bare file, without a config.json beside it
+  ms-gpt convert hf-folder my-model                        a Hugging Face folder to a folder of ours
+  ms-gpt convert pytorch_model.bin my-model --n-head 12    a bare file, without a config.json beside it
+  ms-gpt convert my-model my-model.ckpt                    to MindSpore's own format
+  ms-gpt convert my-model pytorch_model.bin                for torch.load
+  ms-gpt convert nanogpt/ckpt.pt my-model --verify         and run both on random ids
+  ms-gpt convert my-model model.pt --to mingpt             back to minGPT
+  ms-gpt convert openai-community/gpt2 gpt2 --dtype bfloat16
 """
 
 
@@ -26,22 +33,27 @@ class ConvertOptions(Options):
     """What ``convert`` takes.
 
     Args:
-        source: Model folder, .safetensors file or .ckpt file to read.
+        source: Model to read: a folder or file of any known kind, or a name on the Hugging Face hub.
         target: Folder or file to write.
         to: Format to write.
         dtype: Number format of the written weights.
-        n_head: Attention heads, for a file without a config.json beside it.
+        n_head: Attention heads, for a file that does not tell.
+        activation_function: Activation of the MLP, for a file that does not tell.
         dry_run: Show what would be written, and write nothing.
+        verify: Run source and result on random ids and show the largest difference of their outputs.
     """
 
     TITLE = "conversion"
 
-    source: Path = option(positional=True)
+    source: str = option(positional=True)
     target: Path = option(positional=True)
-    to: Literal["folder", "safetensors", "ckpt"] | None = option(None, shown_default="by the suffix of TARGET")
+    to: Literal["folder", "safetensors", "ckpt", "torch", "npz", "mingpt", "mingpt-old", "nanogpt"] | None = option(
+        None, shown_default="by the suffix of TARGET")
     dtype: Literal["float32", "float16", "bfloat16"] | None = option(None, shown_default="that of SOURCE")
-    n_head: int | None = option(None, shown_default="from the config.json")
+    n_head: int | None = option(None, shown_default="what SOURCE says")
+    activation_function: str | None = option(None, metavar="NAME", shown_default="what SOURCE says")
     dry_run: bool = False
+    verify: bool = False
 
 
 OPTIONS = ConvertOptions
@@ -54,14 +66,26 @@ def run(options: ConvertOptions) -> dict[str, Any]:
         options: The flags.
 
     Returns:
-        ``source_format``, ``target_format``, ``tensors``, ``missing``, ``unexpected`` and ``mismatched``.
+        ``source_format``, ``target_format``, ``tensors``, ``missing``, ``unexpected`` and ``mismatched``; with
+        ``verify`` also ``largest_difference`` and ``compared``.
     """
     from ms_gpt.checkpoint import convert
 
-    report = convert(options.source, options.target, to=options.to, dtype=options.dtype, dry_run=options.dry_run,
-                     n_head=options.n_head)
-    _show(Console(quiet=options.quiet, json=options.json), options, report)
-    return {
+    console = Console(quiet=options.quiet, json=options.json)
+    with contextlib.ExitStack() as stack:
+        bar = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None and total >= _WORTH_A_BAR:
+                bar = stack.enter_context(console.progress(total / 1e6, "converting, MB"))
+            if bar is not None:
+                bar.update(done / 1e6)
+
+        report = convert(options.source, options.target, to=options.to, dtype=options.dtype, dry_run=options.dry_run,
+                         n_head=options.n_head, activation_function=options.activation_function, progress=progress)
+    _show(console, options, report)
+    result = {
         "source_format": report.source_format,
         "target_format": report.target_format,
         "tensors": [asdict(row) for row in report.rows],
@@ -70,14 +94,29 @@ def run(options: ConvertOptions) -> dict[str, Any]:
         "mismatched": [{"name": name, "expected": expected, "found": found}
                        for name, expected, found in report.mismatched],
     }
+    if options.verify and not options.dry_run:
+        result |= _verify(console, options, report)
+    if report.target_format == "folder" and not options.dry_run:
+        verb = "predict" if report.architecture.endswith("ForSequenceClassification") else "finetune"
+        console.next_command(verb, "--model", options.target)
+    return result
 
 
 def _show(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
-    console.header("convert", {"source": options.source, "recognised": f"{report.architecture}, {report.source_format}",
-                               "target": options.target, "format": report.target_format})
+    config = report.config
+    console.header("convert", {
+        "source": options.source,
+        "recognised": f"{report.architecture}, {report.source_format}",
+        "model": f"{config.n_layer} layers x {config.n_embd}, {config.n_head} heads, {config.n_positions} positions, "
+                 f"{config.vocab_size} tokens, {config.activation_function}, "
+                 f"{'tied' if config.tie_word_embeddings else 'untied'} head",
+        "target": options.target, "format": report.target_format})
     if not options.quiet:
-        console.table(["source", "target", "shape", "dtype"],
-                      [[row.source, row.target, " x ".join(map(str, row.shape)), row.dtype] for row in report.rows])
+        console.table(["source", "target", "shape", "dtype", "transposed"],
+                      [[row.source or "(new)", row.target, " x ".join(map(str, row.shape)), row.dtype,
+                        "yes" if row.transposed else ""] for row in report.rows])
+    for note in report.notes:
+        console.warn(note)
     mismatched = [f"{name} {found} instead of {expected}" for name, expected, found in report.mismatched]
     for kind, names in (("missing", report.missing), ("of another shape", mismatched),
                         ("left out, the model has no place for them", report.unexpected)):
@@ -86,8 +125,15 @@ def _show(console: Console, options: ConvertOptions, report: ConversionReport) -
     count = len(report.rows)
     if options.dry_run:
         console.result(f"dry run: {count} tensors would be written to {options.target}")
-        return
-    console.result(f"{count} tensors written to {options.target}")
-    if report.target_format == "folder":
-        verb = "predict" if report.architecture.endswith("ForSequenceClassification") else "finetune"
-        console.next_command(verb, "--model", options.target)
+    else:
+        console.result(f"{count} tensors written to {options.target}")
+
+
+def _verify(console: Console, options: ConvertOptions, report: ConversionReport) -> dict[str, Any]:
+    from ms_gpt.verify import compare
+
+    known = {"n_head": report.config.n_head, "activation_function": report.config.activation_function}
+    found = compare(options.source, options.target, known)
+    console.result(f"verified on random ids: {found.first} and {found.second} differ by at most "
+                   f"{found.largest_difference:.1e}, the outputs being as large as {found.largest_output:.1e}")
+    return {"largest_difference": found.largest_difference, "compared": [found.first, found.second]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ms_gpt.cli.options import RuntimeOptions, option
@@ -31,7 +30,7 @@ class EvaluateOptions(RuntimeOptions):
 
     TITLE = "model and data"
 
-    model: Path = option(metavar="FOLDER")
+    model: str = option(metavar="FOLDER")
     data: str = "sample"
     part: str = option("test", metavar="{train,validation,test}")
     text_column: str | None = option(None, shown_default="guessed")

@@ -36,7 +36,8 @@ class FinetuneOptions(RuntimeOptions):
         test_data: Texts that are scored once, at the end.
         text_column: Column that holds the text.
         label_column: Column that holds the label.
-        model: Folder with pre-trained weights; left out, a small model is trained from scratch.
+        model: Pre-trained weights: a model folder, any file that convert reads, or a name on the hub; left out, a small
+            model is trained from scratch.
         tokenizer: Folder with the tokenizer, if it is not the model's.
         output_dir: Folder of the run.
         resume: Go on from last/ in the output folder.
@@ -79,8 +80,8 @@ class FinetuneOptions(RuntimeOptions):
     test_data: str | None = option(None, shown_default="the data's own test part")
     text_column: str | None = option(None, shown_default="guessed")
     label_column: str | None = option(None, shown_default="guessed")
-    model: Path | None = option(None, shown_default="none, train from scratch")
-    tokenizer: Path | None = option(None, shown_default="the model's, or learnt on the training texts")
+    model: str | None = option(None, metavar="MODEL", shown_default="none, train from scratch")
+    tokenizer: str | None = option(None, metavar="FOLDER", shown_default="the model's, or learnt on the training texts")
     output_dir: Path | None = option(None, shown_default="runs/NAME-OF-DATA")
     resume: bool = False
     num_labels: int | None = option(None, shown_default="read off the data")

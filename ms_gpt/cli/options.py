@@ -122,7 +122,7 @@ def parse_options(options_type: type[AnyOptions], arguments: Sequence[str], pars
         SystemExit: The arguments ask for help; it has been printed.
     """
     hints = _types(options_type)
-    given, rest = parser.parse_known_args(_normalise(arguments, parser, verb))
+    given, rest = parser.parse_known_intermixed_args(_normalise(arguments, parser, verb))
     if rest:
         raise UserError(f"{rest[0]!r} is one argument too many for {verb}: see {verb} --help")
     on_line = {

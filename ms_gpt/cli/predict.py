@@ -35,7 +35,7 @@ class PredictOptions(RuntimeOptions):
     TITLE = "model and texts"
 
     texts: list[str] = option([], positional=True, metavar="TEXT")
-    model: Path = option(metavar="FOLDER")
+    model: str = option(metavar="FOLDER")
     file: Path | None = option(None, shown_default="none")
     text_column: str | None = option(None, shown_default="guessed")
     batch_size: int = 32

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_gpt.checkpoint.atomic import write_text
+from ms_gpt.checkpoint.hub import resolve
 from ms_gpt.errors import UserError
 from ms_gpt.tokenizer.backend import WORD_END, is_byte_level
 from ms_gpt.tokenizer.base import SPECIAL_ROLES
@@ -61,7 +62,7 @@ def read_folder(folder: str | Path) -> TokenizerFiles:
     """Read a tokenizer's folder.
 
     Args:
-        folder: Holds ``tokenizer.json`` or one of `FILE_PAIRS`; the former is preferred.
+        folder: Holds ``tokenizer.json`` or one of `FILE_PAIRS`; the former is preferred. Or a model's name on the hub.
 
     Returns:
         What the files say.
@@ -69,7 +70,7 @@ def read_folder(folder: str | Path) -> TokenizerFiles:
     Raises:
         UserError: The folder or a file is missing, is not what its name says, or does not fit the others.
     """
-    folder = Path(folder)
+    folder = resolve(folder)
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "not there"
         raise UserError(f"tokenizer folder {folder} is {what}: give a folder with {_expected()}")

@@ -16,7 +16,7 @@ from ms_gpt.data import Dataset, load_dataset
 from ms_gpt.data.batches import Batches
 from ms_gpt.data.encode import encode_texts
 from ms_gpt.errors import UserError
-from ms_gpt.heads import GPTForSequenceClassification, model_class
+from ms_gpt.heads import AutoModel, GPTForSequenceClassification
 from ms_gpt.tokenizer import Tokenizer
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.finetuning import truncation_rule
@@ -39,10 +39,10 @@ def load_classifier(folder: str | Path, options: Any) -> tuple[GPTForSequenceCla
         UserError: The folder is missing or holds no classifier.
     """
     runtime.setup(options.device, options.mode, options.dtype, options.seed)
-    head = model_class(GPTConfig.from_json(folder))
-    if head is not GPTForSequenceClassification:
-        raise UserError(f"{folder} holds a {head.__name__}, not a classifier: give a folder that finetune has written")
-    model = head.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder)
+    if not isinstance(model, GPTForSequenceClassification):
+        raise UserError(f"{folder} holds a {type(model).__name__}, not a classifier: give a folder that finetune has "
+                        "written")
     if options.dtype != "float32":
         model.set_compute_dtype(options.dtype)
     return model, Tokenizer.from_pretrained(folder)

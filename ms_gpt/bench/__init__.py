@@ -1,0 +1,1 @@
+"""Beside other libraries: the same work done by ours and by theirs."""
