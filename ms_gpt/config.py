@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ms_gpt.errors import UserError, suggest
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_exact", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 MODEL_TYPES = ("openai-gpt", "gpt2", "ms_gpt")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+_MAX_LAYERS, _MAX_LABELS = 10_000, 100_000
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
 
 # Other names under which checkpoints and papers know the same field.
@@ -187,8 +189,13 @@ class GPTConfig:
         Raises:
             UserError: One line that names the first key that breaks a rule.
         """
-        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
+        for key in ("vocab_size", "n_positions", "n_embd", "n_head"):
             _check_int(key, getattr(self, key), minimum=1)
+        # A false number in a file would have the names of so many parameters listed.
+        _check_int("n_layer", self.n_layer, minimum=1, maximum=_MAX_LAYERS)
+        # Every class is named in config.json.
+        _check_int("num_labels", self.num_labels, minimum=1, maximum=_MAX_LABELS)
+        _check_int("seed", self.seed, minimum=0)
         if self.n_inner is not None:
             _check_int("n_inner", self.n_inner, minimum=1)
         if self.n_embd % self.n_head:
@@ -264,7 +271,8 @@ class GPTConfig:
         extra.pop("label2id", None)
         # transformers writes its default of 50256 whatever the vocabulary, and does without.
         for key in ("bos_token_id", "eos_token_id"):
-            if isinstance(own.get(key), int) and own[key] >= (own.get("vocab_size") or math.inf):
+            sizes = (own.get(key), own.get("vocab_size"))
+            if all(isinstance(size, int) for size in sizes) and 0 < sizes[1] <= sizes[0]:
                 del own[key]
         own["extra"] = {**extra, **values.get("extra", {})} if isinstance(values.get("extra"), dict) else extra
         own["extra"].pop("extra", None)
@@ -350,14 +358,16 @@ def _field_default(name: str) -> Any:
     return None if item.default is MISSING else item.default
 
 
-def _check_int(key: str, value: Any, minimum: int) -> None:
+def _check_int(key: str, value: Any, minimum: int, maximum: int = 2**31 - 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise UserError(f"{key}={value!r} is not a whole number of at least {minimum}")
+    if value > maximum:
+        raise UserError(f"{key}={value!r} is larger than {maximum}")
 
 
 def _check_float(key: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not (low <= value < high) or (open_low and value == low):
+    if not is_number or not (low <= value < high) or (open_low and value == low) or value > sys.float_info.max:
         raise UserError(f"{key}={value!r} is outside {'(' if open_low else '['}{low:g}, {high:g})")
 
 

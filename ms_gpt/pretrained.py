@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -258,11 +259,11 @@ class GPTPreTrainedModel(nn.Cell):
         config = opened.config.replace(**(overrides or {}))
         # Before the model is built: a false vocabulary size in a configuration could ask for any amount of memory.
         _match(checkpoint.expected_shapes(config, cls.architecture[config.model_type]), opened.tensors, config, name)
+        pruned = _pruned_heads(config, name)
         with _no_random_init():
             model = cls(config)
         model.load_arrays(opened.tensors, source=name)
-        pruned = config.extra.get(_PRUNED_KEY, {})
-        model.prune_heads({int(layer): heads for layer, heads in pruned.items()})
+        model.prune_heads(pruned)
         model.set_train(False)
         return model
 
@@ -303,12 +304,25 @@ def open_model(source: str | Path, known: Mapping[str, Any]) -> checkpoint.Check
                                       known.get("activation_function"))
 
 
+def _pruned_heads(config: GPTConfig, source: str) -> dict[int, list[int]]:
+    """Read which heads ``save_pretrained`` says were removed."""
+    pruned = config.extra.get(_PRUNED_KEY, {})
+    if not isinstance(pruned, dict) or not all(
+            re.fullmatch(r"\d{1,9}", layer) and isinstance(heads, list) and all(type(head) is int for head in heads)
+            for layer, heads in pruned.items()):
+        raise checkpoint.CheckpointError(f"{source}: {_PRUNED_KEY} of its configuration is not a table from layers to "
+                                         "lists of heads")
+    return {int(layer): heads for layer, heads in pruned.items()}
+
+
 def _match(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray], config: GPTConfig,
            source: str) -> dict[str, str]:
     """Find the tensor of every parameter of a transformer; heads may be lacking, or left over."""
     mapping, report = checkpoint.match(shapes, tensors, config)
     report.missing = [name for name in report.missing if not name.startswith(_NEW_HEADS)]
-    report.unexpected = [name for name in report.unexpected if not name.startswith(_ANY_HEAD)]
+    if report.unexpected:
+        beside = checkpoint.training_state(tensors)
+        report.unexpected = [name for name in report.unexpected if not (name.startswith(_ANY_HEAD) or name in beside)]
     if report.missing or report.unexpected or report.mismatched:
         raise checkpoint.CheckpointError(f"{source} does not fit this model: {report.summary()}")
     return mapping

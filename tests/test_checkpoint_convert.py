@@ -125,7 +125,7 @@ class TestConvert:
         for target in ("b", "c.safetensors"):
             with pytest.raises(KeyboardInterrupt):
                 checkpoint.convert(tmp_path / "a", tmp_path / target)
-        assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "a"] == []
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
     @pytest.mark.parametrize(("arguments", "reason"), [
         ({"to": "foldr"}, "Did you mean 'folder'?"),
@@ -181,6 +181,19 @@ class TestCommandLine:
         (tmp_path / "a" / "model.safetensors").write_bytes(b"x" * 30)
         assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+    @pytest.mark.parametrize("target", ["b", "new/c.bin", "c.npz"])
+    def test_a_scheduler_s_stop_leaves_nothing(self, tmp_path, target):
+        make_folder(tmp_path / "a")
+        program = ("import os, signal, sys, time\n"
+                   "from ms_gpt.checkpoint import LazyTensors\nfrom ms_gpt.cli import main\n"
+                   "def blocks(*_): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60); yield\n"
+                   "LazyTensors.blocks = blocks; sys.exit(main(['convert', 'a', sys.argv[1]]))")
+        done = subprocess.run([sys.executable, "-c", program, target], cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+        assert (done.returncode, done.stderr) == (130, "interrupted\n")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 class TestRealFiles:

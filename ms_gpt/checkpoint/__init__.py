@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = attach(
         "replace_files": "atomic",
         "save_state": "resume",
         "strip_prefix": "keymap",
+        "training_state": "layouts",
         "with_prefix": "keymap",
         "write_bytes": "atomic",
         "write_ckpt": "ckpt",

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -56,7 +57,6 @@ class ZipArchive:
                 entries = archive.infolist()
             _check_entries(entries, size)
         self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
-        self._inflated = ("", bytearray())
 
     def names(self) -> list[str]:
         """Return the names of the entries in the directory's order, folders left out."""
@@ -133,13 +133,14 @@ class ZipArchive:
         if not info.size:
             return np.empty(info.shape, bits_dtype(info.dtype))
         # The last one is kept because a tensor is asked for once for each block that is written from it.
-        if self._inflated[0] != name:
-            self._inflated = ("", bytearray())
+        found = _INFLATED.get(self)
+        if found is None or found[0] != name:
+            _INFLATED.clear()
             if size > _MAX_INFLATED:
                 raise CheckpointError(f"{self.path} is refused: its entry {_shown(name)} has {size} bytes and is "
                                       f"compressed; above {_MAX_INFLATED} bytes save it uncompressed")
-            self._inflated = (name, self._start(name, size))
-        array = np.frombuffer(self._inflated[1], bits_dtype(info.dtype), info.size, offset).reshape(info.shape)
+            found = _INFLATED[self] = (name, self._start(name, size))
+        array = np.frombuffer(found[1], bits_dtype(info.dtype), info.size, offset).reshape(info.shape)
         array.flags.writeable = False
         return array
 
@@ -185,6 +186,10 @@ class ZipArchive:
             raise CheckpointError(f"{self.path} cannot be read: {one_line(error)}") from None
         except Exception as error:  # noqa: BLE001 - a damaged archive makes zipfile raise almost anything
             raise CheckpointError(f"{self.path} is not a sound zip archive: {one_line(error)}") from None
+
+
+# Of all archives only one entry is kept: with one for each, many small shards could fill any memory.
+_INFLATED: weakref.WeakKeyDictionary[ZipArchive, tuple[str, bytes | bytearray]] = weakref.WeakKeyDictionary()
 
 
 class ZipWriter:

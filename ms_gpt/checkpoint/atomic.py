@@ -19,7 +19,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path in the folder of ``path`` and rename it to ``path`` if the block succeeds.
 
     A file that takes the place of another is flushed to the disk first. If the block raises, the temporary file is
-    removed and ``path`` stays as it was. The folder is made if it is missing.
+    removed and ``path`` stays as it was. The folder is made if it is missing, and goes away again with a failure.
 
     Args:
         path: Where the finished file will stand.
@@ -34,6 +34,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     # Not mkstemp: its files can be read by their owner only, and the finished file would stay so.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    is_new_folder = not path.parent.exists()
     try:
         with explain_os_errors(path):
             make_folder(path.parent)
@@ -45,9 +46,12 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
             if is_replacing:
                 _flush(path.parent)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+            if is_new_folder:
+                path.parent.rmdir()
+        raise
 
 
 def replace_files(folder: str | Path, writers: Mapping[str, Callable[[Path], object]]) -> None:

@@ -30,6 +30,9 @@ _FORMAT_BY_SUFFIX = {".safetensors": "safetensors", ".ckpt": "ckpt", ".npz": "np
                      ".pth": "torch"}
 # Suffixes of weights we do not write: a folder of such a name is never what was meant.
 _FOREIGN_SUFFIXES = (".npy", ".onnx", ".h5", ".gguf", ".mindir", ".index", ".gz", ".tar", ".zip")
+_MAX_COMPANION = 64 * 2**20
+# A mask of so many positions takes 256 MB in each layer.
+_MAX_MASK = 8192
 _ERF = ("gelu_exact",)
 _TANH = ("gelu_new", "gelu_pytorch_tanh")
 
@@ -150,6 +153,9 @@ def _as_language_model(checkpoint: Checkpoint, target_format: str) -> Checkpoint
         wrong.append(f"activation_function={config.activation_function!r}")
     if target_format == "nanogpt" and not config.tie_word_embeddings:
         wrong.append("tie_word_embeddings=False")
+    if foreign.WRITTEN[target_format].mask and config.n_positions > _MAX_MASK:
+        raise CheckpointError(f"{title} keeps n_positions x n_positions numbers in each layer: "
+                              f"n_positions={config.n_positions} is more than {_MAX_MASK}")
     if wrong:
         raise CheckpointError(f"{title} cannot express {', '.join(wrong)}: its model would be another function")
     return replace(checkpoint, architecture=architecture_name(config.model_type, "LMHeadModel"))
@@ -237,6 +243,10 @@ def _companions(folder: Path | None) -> dict[str, bytes]:
     names = {name: name for name in (*TOKENIZER_FILES, GENERATION_FILE)}
     names |= {old: new for old, new in _OPENAI_TOKENIZER.items() if not (folder / new).exists()}
     try:
-        return {new: (folder / old).read_bytes() for old, new in names.items() if (folder / old).is_file()}
+        found = {new: folder / old for old, new in names.items() if (folder / old).is_file()}
+        large = next((path for path in found.values() if path.stat().st_size > _MAX_COMPANION), None)
+        if large is not None:
+            raise CheckpointError(f"{large} is larger than {_MAX_COMPANION} bytes: that is no tokenizer's file")
+        return {new: path.read_bytes() for new, path in found.items()}
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {one_line(error)}") from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ms_gpt.checkpoint.errors import CheckpointError
-from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo
+from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo, cast
 
 # Where no character is special, the first place that fits is the last that is tried, however long a name.
 _LAYER = re.compile(r"(?P<before>.*?)(?P<block>h\.|blocks\.|h)(?P<layer>0|[1-9]\d{0,5})(?P<after>[./].*)", re.DOTALL)
@@ -201,10 +201,13 @@ def from_hf(layout: Layout, tensors: LazyTensors, n_positions: int,
             origins[target] = Origin((name,), rule.transposed)
             reads[target] = _part_of(tensors, name, index, len(rule.sources), rule.transposed, shape)
     if layout.mask:
+        # Of the model's dtype, as model.half() would have left it.
+        dtype = next(iter(tensors.infos.values())).dtype
         mask = np.tri(n_positions, dtype=np.float32).reshape(1, 1, n_positions, n_positions)
+        mask = cast(layout.mask, mask, "float32", dtype)
         for layer in sorted(layers, key=int):
             name = layout.mask.replace("{n}", layer)
-            infos[name], origins[name] = TensorInfo(mask.shape, "float32"), Origin(())
+            infos[name], origins[name] = TensorInfo(mask.shape, dtype), Origin(())
             reads[name] = lambda: mask
     return LazyTensors(infos, lambda target: reads[target]()), origins
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ms_gpt.checkpoint.errors import CheckpointError, some
 from ms_gpt.checkpoint.keymap import LM_HEAD, POSITIONS, PREFIX, TOKENS, our_name, strip_prefix, with_prefix
 from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo
@@ -13,6 +15,8 @@ from ms_gpt.config import PRESETS, GPTConfig
 
 _CLASSES = {"openai-gpt": "OpenAIGPT", "gpt2": "GPT2", "ms_gpt": "GPT"}
 _HEAD_SUFFIXES = ("Model", "LMHeadModel", "DoubleHeadsModel", "ForSequenceClassification")
+# Of what stands in front of a moment's parameter: a hostile name can be all dots.
+_MAX_NAME, _MAX_PREFIXES = 200, 4
 _FIRST_BLOCK = re.compile(r"((?:[^/]*?\.)??)(?:transformer\.)?(?:h|blocks)\.0\..+", re.DOTALL)
 _BLOCK = re.compile(r"h\.(\d{1,6})\.(.+)")
 
@@ -187,6 +191,31 @@ def expected_shapes(config: GPTConfig, architecture: str) -> dict[str, tuple[int
     return {with_prefix(name) if head != "Model" else name: shape for name, shape in shapes.items()}
 
 
+def training_state(tensors: Mapping[str, np.ndarray]) -> set[str]:
+    """Find what a training run keeps beside the weights and no model needs.
+
+    Args:
+        tensors: All tensors of the checkpoint.
+
+    Returns:
+        The names of counters (a single number, or none) and of an optimizer's moments, which are called after the
+        parameter, as ``moment1.h.0.ln_1.gamma`` is.
+    """
+    parameters = {_plain(name) for name in tensors}
+    found = {name for name, info in LazyTensors.wrap(tensors).infos.items() if info.size <= 1}
+    for name in tensors:
+        rest = name if len(name) <= _MAX_NAME else ""
+        for _ in range(_MAX_PREFIXES):
+            rest = rest.partition(".")[2]
+            if rest and _plain(rest) in parameters and _plain(rest) != _plain(name):
+                found.add(name)
+    return found
+
+
+def _plain(name: str) -> str:
+    return strip_prefix(our_name(name) or name)
+
+
 def _count_blocks(infos: Mapping[str, TensorInfo]) -> int:
     layers = {int(block[1]) for name in infos if (block := _BLOCK.fullmatch(name))}
     absent = next(layer for layer in range(len(layers) + 1) if layer not in layers)
@@ -202,7 +231,6 @@ def _matrix(infos: Mapping[str, TensorInfo], name: str) -> tuple[int, int]:
     if len(shape) != 2:
         raise CheckpointError(f"{name} has the shape {shape}: two dimensions were expected")
     return shape
-
 
 
 def _published_as(values: Mapping[str, Any]) -> tuple[str, int] | None:

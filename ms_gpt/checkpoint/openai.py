@@ -8,8 +8,10 @@ Source: ``load_params`` in openai/finetune-transformer-lm (``train.py``).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from ms_gpt.checkpoint.errors import CheckpointError, check_is_file, one_line
 from ms_gpt.checkpoint.npz import npy_array
-from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo, map_array
+from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo, item_size, map_array
 
 SHAPES_FILE = "params_shapes.json"
 _BLOCK = ("attn/c_attn/w", "attn/c_attn/b", "attn/c_proj/w", "attn/c_proj/b", "ln_1/g", "ln_1/b", "mlp/c_fc/w",
@@ -55,12 +57,21 @@ def read_openai(folder: str | Path) -> LazyTensors:
     if needed != found:
         raise CheckpointError(f"{folder}: the shapes in {SHAPES_FILE} need {needed} numbers, and the {len(pieces)} "
                               f"params files hold {found}")
-    starts: dict[str, int] = {}
-    position = 0
-    for name, info in infos.items():
-        starts[name] = position
-        position += info.size
-    return LazyTensors(infos, lambda name: _cut(pieces, starts[name], infos[name]))
+    starts = dict(zip(infos, itertools.accumulate((info.size for info in infos.values()), initial=0), strict=False))
+    ends = list(itertools.accumulate(piece.info.size for piece in pieces))
+    joined: dict[str, np.ndarray] = {}
+
+    def read(name: str) -> np.ndarray:
+        # The last one that is put together is kept, because a tensor is asked for once for each block of it.
+        if name not in joined:
+            parts = _cut(pieces, ends, starts[name], infos[name].size)
+            if len(parts) == 1:
+                return parts[0].reshape(infos[name].shape)
+            joined.clear()
+            joined[name] = np.concatenate(parts).reshape(infos[name].shape)
+        return joined[name]
+
+    return LazyTensors(infos, read)
 
 
 def _names(count: int) -> list[str]:
@@ -104,13 +115,14 @@ def _find_pieces(folder: Path) -> list[_Piece]:
     return pieces
 
 
-def _cut(pieces: list[_Piece], start: int, info: TensorInfo) -> np.ndarray:
-    parts, end, position = [], start + info.size, 0
-    for piece in pieces:
-        first, last = max(start, position), min(end, position + piece.info.size)
-        if first < last:
-            width = np.dtype(piece.info.dtype).itemsize
-            part = TensorInfo((last - first,), piece.info.dtype)
-            parts.append(map_array(piece.path, part, piece.offset + (first - position) * width))
-        position += piece.info.size
-    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(info.shape)
+def _cut(pieces: list[_Piece], ends: list[int], start: int, size: int) -> list[np.ndarray]:
+    """Return the parts of ``size`` numbers from ``start`` on; ``ends`` is where the pieces end."""
+    parts, position, number = [], start, bisect_right(ends, start)
+    while position < start + size:
+        piece, last = pieces[number], min(start + size, ends[number])
+        if position < last:
+            within = position - (ends[number] - piece.info.size)
+            part = TensorInfo((last - position,), piece.info.dtype)
+            parts.append(map_array(piece.path, part, piece.offset + within * item_size(piece.info.dtype)))
+        position, number = max(position, last), number + 1
+    return parts

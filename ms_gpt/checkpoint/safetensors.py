@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ms_gpt.checkpoint.atomic import explain_os_errors, replace_file
-from ms_gpt.checkpoint.errors import CheckpointError, one_line
+from ms_gpt.checkpoint.errors import CheckpointError, check_is_file, one_line
 from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo, item_size, map_array, stored_dtype
 from ms_gpt.errors import UserError
 
@@ -120,6 +120,7 @@ def _header(order: list[str], infos: Mapping[str, TensorInfo], metadata: Mapping
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[TensorInfo, int]], int]:
+    check_is_file(path)
     try:
         with explain_os_errors(path, "read"), open(path, "rb") as file:
             size = file.seek(0, 2)

@@ -132,7 +132,8 @@ def _recognise(content: Content, tensors: LazyTensors) -> Layout | None:
         return foreign.MINGPT_OLD
     if not foreign.has_linear_weights(tensors.infos):
         return None
-    is_nanogpt = isinstance(content.settings.get("model_args"), dict) or is_tied(tensors)
+    has_masks = any(name.endswith("h.0.attn.bias") for name in tensors)
+    is_nanogpt = isinstance(content.settings.get("model_args"), dict) or (is_tied(tensors) and not has_masks)
     return foreign.NANOGPT if is_nanogpt else foreign.MINGPT
 
 
@@ -159,7 +160,7 @@ def _to_hf(layout: Layout, tensors: LazyTensors,
 def _known(content: Content, layout: Layout | None, tensors: LazyTensors,
            activation_function: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the fields of the configuration that layout and file tell, and what was assumed."""
-    if layout is foreign.MINGPT:
+    if layout is foreign.MINGPT and not is_tied(tensors):
         return {"activation_function": "gelu_new"}, ()
     if layout is foreign.MINGPT_OLD:
         return {"activation_function": "gelu_exact"}, ()
@@ -171,25 +172,26 @@ def _known(content: Content, layout: Layout | None, tensors: LazyTensors,
         is_released = positions is not None and positions.shape[-1:] == (_OPENAI_GPT1["n_embd"],) and \
             f"transformer.h.{_OPENAI_GPT1['n_layer'] - 1}.ln_2.weight" in tensors
         return {"n_head": _OPENAI_GPT1["n_head"]} if is_released else {}, ()
-    if layout is foreign.NANOGPT:
-        return _known_of_nanogpt(content.settings, tensors, activation_function)
+    if layout in (foreign.MINGPT, foreign.NANOGPT):
+        return _known_of_tied(content.settings, activation_function)
     return {}, ()
 
 
-def _known_of_nanogpt(settings: Mapping[str, Any], tensors: LazyTensors,
-                      activation_function: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _known_of_tied(settings: Mapping[str, Any],
+                   activation_function: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Tell what a nanoGPT file says; without its ``model_args`` it may be any program's that ties the head."""
     arguments = settings.get("model_args")
     if not isinstance(arguments, dict):
         if activation_function is None:
             raise CheckpointError(
-                "recognised as nanoGPT (nn.Linear weights, tied head), but a bare state dict does not tell its GELU: "
-                "say --activation-function gelu_exact (nanoGPT since June 2023) or gelu_new (the tanh form, before)")
+                "recognised as nanoGPT's kind (nn.Linear weights, tied head), but a bare state dict does not tell its "
+                "GELU: say --activation-function gelu_exact (nanoGPT since June 2023) or gelu_new (the tanh form)")
         return {}, ()
     known: dict[str, Any] = {}
     if isinstance(arguments.get("n_head"), int):
         known["n_head"] = arguments["n_head"]
-    if isinstance(arguments.get("dropout"), float):
-        known |= {key: arguments["dropout"] for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    if type(arguments.get("dropout")) in (int, float):
+        known |= {key: float(arguments["dropout"]) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     if arguments.get("bias") is False:
         known["extra"] = {"bias": False}
     if activation_function is not None:

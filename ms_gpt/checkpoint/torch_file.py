@@ -33,6 +33,8 @@ from ms_gpt.errors import UserError
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_PICKLE = 16 * 2**20
+# Tensors may share their numbers, as tied weights do; a thousand layers of the same numbers would fill any disk.
+_FREE_BYTES, _SHARING = 64 * 2**20, 20
 # Of the pickles around the object in a stream, and of the list of its storages' names.
 _FEW_OPCODES, _MANY_OPCODES = 1_000, 100_000
 # Where training programs put the state dict among other things.
@@ -177,6 +179,7 @@ def _state_dict(path: Path, content: Any) -> tuple[dict[str, StoredTensor], dict
     inner = next((content[key] for key in _NESTED if isinstance(content.get(key), dict) and _tensors(content[key])),
                  None)
     tensors = _tensors(content if inner is None else inner)
+    _check_sharing(path, tensors)
     if not tensors:
         keys = ", ".join(repr(key)[:30] for key in list(content)[:6])
         raise CheckpointError(f"{path} holds no tensors by name ({keys or 'it is empty'}): save model.state_dict()")
@@ -185,6 +188,17 @@ def _state_dict(path: Path, content: Any) -> tuple[dict[str, StoredTensor], dict
 
 def _tensors(table: dict[Any, Any]) -> dict[str, StoredTensor]:
     return {name: value for name, value in table.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
+
+
+def _check_sharing(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    stored = sum(storage.size * item_size(storage.dtype) for storage in storages.values())
+    sizes = ((math.prod(tensor.shape), tensor.storage) for tensor in tensors.values())
+    # Those that are larger than their storage are refused when they are read.
+    needed = sum(size * item_size(storage.dtype) for size, storage in sizes if size <= storage.size)
+    if needed > _FREE_BYTES + _SHARING * stored:
+        raise CheckpointError(f"{path} is refused: its tensors share their numbers, and {stored} bytes would become "
+                              f"{needed}")
 
 
 def _storage_starts(path: Path, keys: Any, storages: Mapping[str, tuple[str, int]], position: int,
@@ -212,6 +226,10 @@ def _lazy(tensors: Mapping[str, StoredTensor], read_storage: Callable[[Storage, 
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
+        if infos[name].size > tensor.storage.size:
+            # A stride of 0 could make terabytes of one number; what a model learns is never stored so.
+            raise CheckpointError(f"{name} of shape {tensor.shape} is expanded from {tensor.storage.size} numbers: "
+                                  "save its contiguous()")
         if not infos[name].size:
             return np.empty(tensor.shape, bits_dtype(tensor.storage.dtype))
         if tensor.is_contiguous:

@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # MindSpore warns about plug-ins that are merely absent; its errors still show.
     os.environ.setdefault("GLOG_v", "3")
+    with contextlib.suppress(ValueError):
+        # What a scheduler stops is tidied up like what a user stops. (ValueError: not the main thread.)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(AttributeError):
         # A review may hold characters that the terminal's encoding does not have.
         sys.stdout.reconfigure(errors="backslashreplace")
