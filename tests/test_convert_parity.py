@@ -129,3 +129,24 @@ def test_published_logits_are_reproduced(data_dir, tmp_path, file, flags):
     with torch.no_grad():
         logits = model(torch.tensor(expected["sequences"])).logits
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=0, atol=1e-5)
+
+
+def test_greedy_tokens_of_the_random_gpt2_are_those_of_transformers(data_dir, tmp_path):
+    from mindspore import Tensor
+
+    from ms_gpt import AutoModel, runtime
+
+    runtime.setup("cpu", "pynative")
+    folder = data_dir / "checkpoints" / "hf_gpt2_random"
+    source = folder / "hf_tiny_random_gpt2_from_onnx.npz"
+    prompts = json.loads((folder / "hf_tiny_random_gpt2_expected_beam4.json").read_text())["input_ids"]
+    checkpoint.convert(source, tmp_path / "ours", n_head=4)
+    theirs = reload("GPT2LMHeadModel", tmp_path / "ours").generate(
+        torch.tensor(prompts), attention_mask=torch.ones(3, 12, dtype=torch.long), max_length=24, do_sample=False,
+        eos_token_id=None, pad_token_id=0)
+    model, ids = AutoModel.from_pretrained(source, n_head=4), np.array(prompts, np.int32)
+    while ids.shape[1] < 24:
+        logits = model(Tensor(ids))[0].asnumpy()[:, -1]
+        ids = np.concatenate([ids, logits.argmax(-1, keepdims=True).astype(np.int32)], 1)
+    runtime.setup("cpu", "graph")
+    assert ids.tolist() == theirs.tolist()

@@ -379,10 +379,29 @@ class TestFilesForPyTorch:
         if layout == "nanogpt":
             assert back["model_args"] == model.model_args
         back = back.get("model", back)
-        for name in [name for name in state if name.endswith((".attn.bias", ".attn.mask"))]:
-            # Masks are made anew, in float32 as the programs have them.
-            state[name] = state[name].float()
         assert_same_tensors(back, state)
+
+
+def test_a_tensor_negated_only_when_read_is_refused(tmp_path):
+    negated = torch.view_as_complex(torch.arange(8.0).view(4, 2)).conj().imag
+    torch.save({"x": negated}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.read_content(tmp_path / "a.pt")
+    assert_one_line(error, "negated", "resolve_neg")
+
+
+def test_what_is_expanded_or_complex_is_in_nobody_s_way(tmp_path):
+    model = model_of("mingpt")
+    state = {**model.state_dict(), "seen": torch.zeros(1).expand(5), "phase": torch.zeros(2, dtype=torch.complex64)}
+    torch.save(state, tmp_path / "a.pt")
+    report = checkpoint.convert(tmp_path / "a.pt", tmp_path / "hf", **HEADS)
+    assert set(report.unexpected) == {"transformer.seen", "transformer.phase"}
+
+
+def test_a_dropout_of_0_is_read(tmp_path):
+    model = model_of("nanogpt")
+    torch.save({"model": model.state_dict(), "model_args": {**model.model_args, "dropout": 0}}, tmp_path / "a.pt")
+    assert checkpoint.open_checkpoint(tmp_path / "a.pt").config.resid_pdrop == 0
 
 
 def load_layout(layout: str, path):
