@@ -1,4 +1,4 @@
-"""Test sessions: tests, parity, slow, lint, and the oldest supported MindSpore."""
+"""Test sessions: tests, parity, slow, fuzz, lint, and the oldest supported MindSpore."""
 
 import nox
 
@@ -27,6 +27,12 @@ def parity(session):
 def slow(session):
     session.install("-r", "requirements.txt", "torch==2.13.0", "transformers>=5")
     session.run("python", "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def fuzz(session):
+    session.install("-r", "requirements.txt")
+    session.run("python", "tests/fuzz_checkpoints.py", *(session.posargs or ["--count", "20000"]))
 
 
 @nox.session(name="mindspore-2.7.0", python=["3.10", "3.11"])

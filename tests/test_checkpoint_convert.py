@@ -150,11 +150,13 @@ class TestConvert:
         with pytest.raises(CheckpointError, match="GPT2ForQuestionAnswering"):
             checkpoint.convert(tmp_path / "a", tmp_path / "b")
 
-    def test_no_mindspore_unless_a_ckpt_is_involved(self, tmp_path):
+    def test_no_framework_is_imported(self, tmp_path):
         make_folder(tmp_path / "a")
-        program = ("import sys; from ms_gpt.checkpoint import convert\n"
-                   "convert('a', 'b'); convert('b', 'c.safetensors', dtype='fp16'); convert('c.safetensors', 'd')\n"
-                   "sys.exit('mindspore' in sys.modules)")
+        program = ("import sys; from ms_gpt.checkpoint import TARGET_FORMATS, convert\n"
+                   "for to in TARGET_FORMATS:\n"
+                   "    target = {'folder': 'b', 'ckpt': 'b.ckpt'}.get(to, f'b.{to}')\n"
+                   "    convert('a', target, to, dtype='fp16'); convert(target, f'from-{to}')\n"
+                   "sys.exit(bool({'mindspore', 'torch', 'tensorflow'} & set(sys.modules)))")
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
 

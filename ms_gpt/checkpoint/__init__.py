@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "ConversionReport": "conversion",
         "LazyTensors": "tensors",
         "LoadReport": "keymap",
+        "TARGET_FORMATS": "conversion",
         "TensorInfo": "tensors",
         "architecture_name": "layouts",
         "convert": "conversion",

@@ -89,6 +89,7 @@ def read_zip(path: str | Path, archive: ZipArchive) -> tuple[LazyTensors, dict[s
         if found < count * item_size(dtype):
             raise CheckpointError(f"{path} is not a sound PyTorch file: its storage {key[:40]!r} has {found} bytes "
                                   f"and {count * item_size(dtype)} are needed")
+    _check_sharing(path, tensors, storages)
     return _lazy(tensors, read_storage), settings
 
 
@@ -120,6 +121,7 @@ def read_stream(path: str | Path) -> tuple[LazyTensors, dict[str, Any]]:
     tensors, settings = _state_dict(path, content)
     keys = _load(path, stream, _MANY_OPCODES)[0]
     starts = _storage_starts(path, keys, storages, stream.tell(), size)
+    _check_sharing(path, tensors, storages)
 
     def read_storage(storage: Storage, offset: int, count: int) -> np.ndarray:
         start = starts[storage.key] + (storage.start + offset) * item_size(storage.dtype)
@@ -179,7 +181,6 @@ def _state_dict(path: Path, content: Any) -> tuple[dict[str, StoredTensor], dict
     inner = next((content[key] for key in _NESTED if isinstance(content.get(key), dict) and _tensors(content[key])),
                  None)
     tensors = _tensors(content if inner is None else inner)
-    _check_sharing(path, tensors)
     if not tensors:
         keys = ", ".join(repr(key)[:30] for key in list(content)[:6])
         raise CheckpointError(f"{path} holds no tensors by name ({keys or 'it is empty'}): save model.state_dict()")
@@ -190,9 +191,9 @@ def _tensors(table: dict[Any, Any]) -> dict[str, StoredTensor]:
     return {name: value for name, value in table.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
 
 
-def _check_sharing(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    stored = sum(storage.size * item_size(storage.dtype) for storage in storages.values())
+def _check_sharing(path: Path, tensors: Mapping[str, StoredTensor], storages: Mapping[str, tuple[str, int]]) -> None:
+    used = [storages[key] for key in {tensor.storage.key for tensor in tensors.values()}]
+    stored = sum(count * item_size(dtype) for dtype, count in used)
     sizes = ((math.prod(tensor.shape), tensor.storage) for tensor in tensors.values())
     # Those that are larger than their storage are refused when they are read.
     needed = sum(size * item_size(storage.dtype) for size, storage in sizes if size <= storage.size)
