@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = attach(
         "TrainingArguments": "training",
         "UserError": "errors",
         "convert": "checkpoint",
+        "export_mindir": "export",
         "load_dataset": "data",
     },
 )
