@@ -13,7 +13,6 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -205,7 +204,7 @@ class ZipWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = _WriteBehind(open(path, "wb"))  # noqa: SIM115 - closed by __exit__
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
 
     def __enter__(self) -> ZipWriter:
@@ -242,67 +241,11 @@ class ZipWriter:
         padding = -(self._file.tell() + header) % align
         entry.extra = _EXTRA.pack(_PADDING_ID, padding) + b"\0" * padding
         with self._zip.open(entry, "w", force_zip64=large) as target:
-            written = sum(target.write(piece) for block in blocks for piece in _pieces(block))
+            written = sum(target.write(block) for block in blocks)
         # The directory needs no padding.
         entry.extra = b""
         if written != size:
             raise ValueError(f"{name} was announced with {size} bytes and has {written}")
-
-
-class _WriteBehind:
-    """A file whose last piece is still being written while the sum of the next is computed: either takes as long.
-
-    Args:
-        file: The file, opened for writing.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._worker = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
-        self._position = 0
-
-    def __enter__(self) -> _WriteBehind:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            with self._file:
-                self._wait()
-        finally:
-            self._worker.shutdown()
-
-    def write(self, data: bytes | memoryview) -> int:
-        self._wait()
-        self._pending = self._worker.submit(self._file.write, data)
-        self._position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        self._wait()
-        self._position = self._file.seek(position, whence)
-        return self._position
-
-    def flush(self) -> None:
-        self._wait()
-        self._file.flush()
-
-    def seekable(self) -> bool:
-        return True
-
-    def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-
-def _pieces(block: np.ndarray | bytes) -> Iterator[memoryview]:
-    view = memoryview(block).cast("B")
-    for start in range(0, len(view), _CHUNK):
-        yield view[start:start + _CHUNK]
 
 
 class _BadZipError(Exception):

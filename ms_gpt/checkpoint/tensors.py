@@ -15,10 +15,13 @@ from ms_gpt.checkpoint.errors import CheckpointError, one_line
 from ms_gpt.errors import suggest
 
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
-BLOCK_BYTES = 4 * 2**20
+# Small enough to stay in the processor's cache between being read and being written.
+BLOCK_BYTES = 2**20
 # Linux reads the pages of a map in one go if it is told to (since 5.14), and else one by one as they are touched, which
 # takes several times as long.
 _MADV_POPULATE_READ = 22
+# Pages that stay mapped count as memory of the process.
+_MADV_DONTNEED = 4
 _DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -106,7 +109,8 @@ class LazyTensors(Mapping):
             dtype: The dtype to convert to, as ``cast`` does; ``None`` keeps its own.
 
         Yields:
-            One-dimensional little-endian arrays of some 4 MB: the elements in C order, bfloat16 as uint16 bits.
+            One-dimensional little-endian arrays of some 1 MB, whole rows, bfloat16 as uint16 bits; together they hold
+            all elements in C order. Each is to be done with before the next is asked for.
 
         Raises:
             CheckpointError: A value does not fit ``dtype``.
@@ -115,20 +119,15 @@ class LazyTensors(Mapping):
         if not info.size:
             return
         bits = self.bits(name)
-        flat, is_mapped = bits.flags.c_contiguous, getattr(bits, "_mmap", None) is not None
-        rows = info.size if flat else info.shape[0]
+        rows = info.shape[0] if info.shape else 1
         step = max(1, BLOCK_BYTES * rows // info.nbytes)
         for start in range(0, rows, step):
-            if start and is_mapped:
-                # A new map, so that the pages of the last piece no longer count as memory of the process.
-                bits = self.bits(name)
-            piece = (bits.reshape(-1) if flat else bits)[start:start + step]
-            if flat:
-                _prefetch(piece)
+            piece = bits.reshape(rows, -1)[start:start + step] if bits.flags.c_contiguous else bits[start:start + step]
+            _advise(piece, _MADV_POPULATE_READ)
             if self._observe:
                 self._observe(piece.nbytes)
             yield cast(name, np.ascontiguousarray(piece).reshape(-1), info.dtype, dtype or info.dtype)
-            piece = None
+            _advise(piece, _MADV_DONTNEED)
 
     def renamed(self, names: Mapping[str, str]) -> LazyTensors:
         """Select and rename.
@@ -182,15 +181,15 @@ def map_array(path: str | Path, info: TensorInfo, offset: int = 0) -> np.ndarray
         raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
 
 
-def _prefetch(piece: np.ndarray) -> None:
-    """Bring the pages of a piece of a memory map into memory; where that is not possible, nothing is lost but time."""
+def _advise(piece: np.ndarray, advice: int) -> None:
+    """Tell the system what becomes of the pages under a piece of a memory map; where it is deaf, only time is lost."""
     mapped = getattr(piece, "_mmap", None)
-    if mapped is None:
+    if mapped is None or not piece.flags.c_contiguous:
         return
     start = piece.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
     page = start // mmap.PAGESIZE * mmap.PAGESIZE
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        mapped.madvise(_MADV_POPULATE_READ, page, start + piece.nbytes - page)
+        mapped.madvise(advice, page, start + piece.nbytes - page)
 
 
 def item_size(dtype: str) -> int:
