@@ -17,6 +17,7 @@ from ms_gpt.errors import suggest
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 # Small enough to stay in the processor's cache between being read and being written.
 BLOCK_BYTES = 2**20
+_BLOCKS_IN_WINDOW = 16
 # Linux reads the pages of a map in one go if it is told to (since 5.14), and else one by one as they are touched, which
 # takes several times as long.
 _MADV_POPULATE_READ = 22
@@ -110,7 +111,7 @@ class LazyTensors(Mapping):
 
         Yields:
             One-dimensional little-endian arrays of some 1 MB, whole rows, bfloat16 as uint16 bits; together they hold
-            all elements in C order. Each is to be done with before the next is asked for.
+            all elements in C order.
 
         Raises:
             CheckpointError: A value does not fit ``dtype``.
@@ -121,13 +122,15 @@ class LazyTensors(Mapping):
         bits = self.bits(name)
         rows = info.shape[0] if info.shape else 1
         step = max(1, BLOCK_BYTES * rows // info.nbytes)
-        for start in range(0, rows, step):
-            piece = bits.reshape(rows, -1)[start:start + step] if bits.flags.c_contiguous else bits[start:start + step]
-            _advise(piece, _MADV_POPULATE_READ)
-            if self._observe:
-                self._observe(piece.nbytes)
-            yield cast(name, np.ascontiguousarray(piece).reshape(-1), info.dtype, dtype or info.dtype)
-            _advise(piece, _MADV_DONTNEED)
+        for start in range(0, rows, step * _BLOCKS_IN_WINDOW):
+            stop = start + step * _BLOCKS_IN_WINDOW
+            window = (bits.reshape(rows, -1) if bits.flags.c_contiguous else bits)[start:stop]
+            _advise(window, _MADV_POPULATE_READ)
+            for piece in (window[first:first + step] for first in range(0, len(window), step)):
+                if self._observe:
+                    self._observe(piece.nbytes)
+                yield cast(name, np.ascontiguousarray(piece).reshape(-1), info.dtype, dtype or info.dtype)
+            _advise(window, _MADV_DONTNEED)
 
     def renamed(self, names: Mapping[str, str]) -> LazyTensors:
         """Select and rename.
