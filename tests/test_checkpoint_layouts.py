@@ -145,6 +145,31 @@ class TestWhatIsAskedFor:
             checkpoint.layouts.infer_config(lazy, None)
 
 
+class TestConfigurations:
+    def test_two_files_do_not_share_one_that_is_wrong_for_either(self, tmp_path):
+        make_folder(tmp_path / "two", n_head=2)
+        make_folder(tmp_path / "four", n_head=4)
+        for first, second in (("w.bin", "w.safetensors"), ("model.safetensors", "pytorch_model.bin")):
+            checkpoint.convert(tmp_path / "two", tmp_path / first)
+            before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+            with pytest.raises(CheckpointError) as error:
+                checkpoint.convert(tmp_path / "four", tmp_path / second)
+            assert_one_line(error, f"belongs to {first}", second)
+            assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+            checkpoint.convert(tmp_path / "two", tmp_path / second, dtype="float16")
+            assert {path: path.read_bytes() for path in before} == before
+
+    def test_one_that_contradicts_the_file_is_refused(self, tmp_path):
+        make_folder(tmp_path / "m", n_head=2)
+        checkpoint.convert(tmp_path / "m", tmp_path / "ckpt.pt", "nanogpt")
+        stated = json.loads((tmp_path / "ckpt_config.json").read_text())
+        (tmp_path / "ckpt_config.json").unlink()
+        (tmp_path / "config.json").write_text(json.dumps({**stated, "n_head": 4}))
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.open_checkpoint(tmp_path / "ckpt.pt")
+        assert_one_line(error, "config.json says n_head=4", "do not belong together")
+
+
 class TestWhatALayoutCannotExpress:
     @pytest.mark.parametrize("to", LINEAR)
     @pytest.mark.parametrize(("family", "head", "changes", "reason"), [
@@ -176,6 +201,32 @@ class TestWhatALayoutCannotExpress:
         assert (len(report.notes) == 1) == ((activation == "gelu_exact") != (to in ERF))
         stated = checkpoint.open_checkpoint(tmp_path / "m").config.activation_function
         assert checkpoint.open_checkpoint(tmp_path / "w.pt").config.activation_function == stated
+
+    def test_an_adapter_is_not_left_out(self, tmp_path):
+        config, arrays = make_folder(tmp_path / "m")
+        arrays["transformer.h.0.attn.c_attn.lora_A.weight"] = np.ones((2, 4), np.float32)
+        checkpoint.write_folder(tmp_path / "a", config, arrays, "GPT2LMHeadModel")
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.convert(tmp_path / "a", tmp_path / "b")
+        assert_one_line(error, "adapter", "merge_and_unload")
+
+    def test_of_several_models_in_one_file_none_is_taken(self, tmp_path):
+        config, arrays = make_folder(tmp_path / "m")
+        disk = on_disk(config, arrays)
+        both = {f"{who}.{name}": array for who in ("student", "ema") for name, array in disk.items()}
+        checkpoint.write_safetensors(tmp_path / "both.safetensors", both)
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.convert(tmp_path / "both.safetensors", tmp_path / "b", n_head=2)
+        assert_one_line(error, "several models", "ema., student.")
+
+    def test_nanogpt_s_arguments_say_what_its_tensors_are(self, tmp_path):
+        config, arrays = make_folder(tmp_path / "m", activation_function="gelu_exact")
+        config.extra["bias"] = False
+        checkpoint.write_folder(tmp_path / "a", config, arrays, "GPT2LMHeadModel")
+        checkpoint.convert(tmp_path / "a", tmp_path / "w.pt", "nanogpt")
+        content = checkpoint.read_content(tmp_path / "w.pt")
+        assert content.settings["model_args"]["bias"] is True
+        assert "transformer.ln_f.bias" in content.tensors
 
     def test_npz_has_no_bfloat16(self, tmp_path):
         make_folder(tmp_path / "m")

@@ -10,7 +10,7 @@ from pathlib import Path
 from ms_gpt.checkpoint import ckpt, foreign, npz, safetensors, torch_file
 from ms_gpt.checkpoint.atomic import replace_files
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
-from ms_gpt.checkpoint.files import config_path_of
+from ms_gpt.checkpoint.files import config_path_of, is_weights
 from ms_gpt.checkpoint.folder import GENERATION_FILE, config_bytes, write_folder
 from ms_gpt.checkpoint.foreign import Origin
 from ms_gpt.checkpoint.hub import resolve
@@ -29,11 +29,12 @@ _OPENAI_TOKENIZER = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 _FORMAT_BY_SUFFIX = {".safetensors": "safetensors", ".ckpt": "ckpt", ".npz": "npz", ".bin": "torch", ".pt": "torch",
                      ".pth": "torch"}
 # Suffixes of weights we do not write: a folder of such a name is never what was meant.
-_FOREIGN_SUFFIXES = (".npy", ".onnx", ".h5", ".gguf", ".mindir", ".index", ".gz", ".tar", ".zip")
+_FOREIGN_SUFFIXES = (".npy", ".onnx", ".h5", ".gguf", ".mindir", ".index", ".gz", ".tar", ".zip", ".msgpack", ".pkl",
+                     ".pickle", ".json")
 _MAX_COMPANION = 64 * 2**20
 # A mask of so many positions takes 256 MB in each layer.
 _MAX_MASK = 8192
-_ERF = ("gelu_exact",)
+_ERF = ("gelu", "gelu_exact")
 _TANH = ("gelu_new", "gelu_pytorch_tanh")
 
 
@@ -149,7 +150,7 @@ def _as_language_model(checkpoint: Checkpoint, target_format: str) -> Checkpoint
         ("scale_attn_weights", config.scale_attn_weights, True),
         ("scale_attn_by_inverse_layer_idx", config.scale_attn_by_inverse_layer_idx, False),
         ("layer_norm_epsilon", config.layer_norm_epsilon, 1e-5)) if value != needed]
-    if config.activation_function not in (*_ERF, *_TANH, "gelu"):
+    if config.activation_function not in (*_ERF, *_TANH):
         wrong.append(f"activation_function={config.activation_function!r}")
     if target_format == "nanogpt" and not config.tie_word_embeddings:
         wrong.append("tie_word_embeddings=False")
@@ -167,22 +168,19 @@ def _for_target(checkpoint: Checkpoint, target_format: str, mapping: Mapping[str
     config, notes = checkpoint.config, checkpoint.notes
     in_memory = target_format == "ckpt"
     names = {ours if in_memory else hf_name(ours, config.model_type): source for ours, source in mapping.items()}
-    origins = {name: checkpoint.origins[source] for name, source in names.items()}
-    layout = foreign.WRITTEN.get(target_format)
-    if layout is None or not is_whole:
-        return checkpoint.tensors.renamed(names), origins, notes
-    if layout is not foreign.NANOGPT:
-        names.setdefault(LM_HEAD, mapping.get(LM_HEAD, mapping[PREFIX + TOKENS]))
-    elif LM_HEAD not in names:
-        names[LM_HEAD] = mapping[PREFIX + TOKENS]
-    origins = {name: checkpoint.origins[source] for name, source in names.items()}
+    layout = foreign.WRITTEN.get(target_format) if is_whole else None
+    if layout is not None:
+        names.setdefault(LM_HEAD, mapping[PREFIX + TOKENS])
     hf = checkpoint.tensors.renamed(names)
+    origins = {name: checkpoint.origins[source] for name, source in names.items()}
+    if layout is None:
+        return hf, origins, notes
     tensors, made_of = foreign.from_hf(layout, hf, config.n_positions, _has_no_biases(config, hf, layout))
     joined = {name: Origin(tuple(one for part in origin.names for one in origins[part].names),
                            origin.transposed != any(origins[part].transposed for part in origin.names))
               for name, origin in made_of.items()}
-    is_erf = config.activation_function in ("gelu", *_ERF)
-    if is_erf != (layout is not foreign.MINGPT):
+    is_erf = config.activation_function in _ERF
+    if is_erf != (layout.activation in _ERF):
         notes += (f"{layout.title} computes the {'tanh' if is_erf else 'erf'} form of GELU and this model the "
                   f"{'erf' if is_erf else 'tanh'} form: there its logits will differ in about the third decimal",)
     return tensors, joined, notes
@@ -222,17 +220,33 @@ def _write(target: Path, target_format: str, checkpoint: Checkpoint, tensors: La
         write_folder(target, config, tensors, architecture, _companions(checkpoint.folder), dtype)
         return
     writers = {"ckpt": ckpt.write_to, "safetensors": safetensors.write_to, "npz": npz.write_to,
-               "nanogpt": partial(torch_file.write_to, model_args=_model_args(config))}
+               "nanogpt": partial(torch_file.write_to, model_args=_model_args(config, tensors))}
     write = writers.get(target_format, torch_file.write_to)
-    content = config_bytes(config, architecture, tensors, dtype)
+    files = {target.name: lambda path: write(path, tensors, dtype=dtype)}
     beside = config_path_of(target)
-    replace_files(target.parent, {target.name: lambda path: write(path, tensors, dtype=dtype),
-                                  beside.name: lambda path: path.write_bytes(content)})
+    if not _is_shared(beside, target, config):
+        content = config_bytes(config, architecture, tensors, dtype)
+        files[beside.name] = lambda path: path.write_bytes(content)
+    replace_files(target.parent, files)
 
 
-def _model_args(config: GPTConfig) -> dict[str, object]:
+def _is_shared(beside: Path, target: Path, config: GPTConfig) -> bool:
+    """Say whether other weights are read with this configuration too; it has to say the same of them then."""
+    if not beside.is_file():
+        return False
+    others = [file.name for file in target.parent.iterdir()
+              if file.name != target.name and is_weights(file) and config_path_of(file) == beside]
+    if not others:
+        return False
+    if GPTConfig.from_json(beside).replace(extra={}) != GPTConfig.from_dict(config.to_dict()).replace(extra={}):
+        raise CheckpointError(f"{beside} belongs to {others[0]} and says otherwise: choose another name or folder than "
+                              f"{target}")
+    return True
+
+
+def _model_args(config: GPTConfig, tensors: LazyTensors) -> dict[str, object]:
     return {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd,
-            "block_size": config.n_positions, "bias": config.extra.get("bias") is not False,
+            "block_size": config.n_positions, "bias": any(name.endswith(".bias") for name in tensors),
             "vocab_size": config.vocab_size, "dropout": float(config.resid_pdrop)}
 
 
@@ -241,7 +255,8 @@ def _companions(folder: Path | None) -> dict[str, bytes]:
     if folder is None:
         return {}
     names = {name: name for name in (*TOKENIZER_FILES, GENERATION_FILE)}
-    names |= {old: new for old, new in _OPENAI_TOKENIZER.items() if not (folder / new).exists()}
+    if all((folder / old).is_file() and not (folder / new).exists() for old, new in _OPENAI_TOKENIZER.items()):
+        names |= _OPENAI_TOKENIZER
     try:
         found = {new: folder / old for old, new in names.items() if (folder / old).is_file()}
         large = next((path for path in found.values() if path.stat().st_size > _MAX_COMPANION), None)

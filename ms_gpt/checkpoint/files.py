@@ -26,6 +26,7 @@ _SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".npz", INDEX_SUFFI
 _NO_MODEL = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt",
              "training_state.safetensors")
 # JSON made to be hostile can grow thirtyfold in memory.
+_LFS = b"version https://git-lfs"
 _MAX_JSON = 8 * 2**20
 _MAX_DEPTH = 100
 
@@ -117,8 +118,13 @@ def read_content(path: Path) -> Content:
         raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
     if packed:
         folder, holder = tarball.unpack(path)
-        content = _read_folder(folder)
-        return replace(content, tensors=_keeping(content.tensors, holder))
+        try:
+            content = _read_folder(folder)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(folder), str(path))) from None
+        # The temporary folder goes away with its last reference, so the tensors hold one.
+        content.tensors.holder = holder
+        return content
     if path.name.endswith(INDEX_SUFFIX):
         return replace(_read_shards(path), config_file=_config_beside(path))
     name, tensors, settings = read_file(path)
@@ -146,6 +152,8 @@ def read_file(path: Path) -> tuple[str, LazyTensors, dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
     if known is None and not empty:
         known = next((item for item in FILE_FORMATS if path.suffix in item.suffixes), None)
+    if _is_lfs_pointer(path):
+        raise CheckpointError(f"{path} is a pointer of git-lfs and not the file itself: run git lfs pull")
     if known is None:
         raise CheckpointError(f"{path} is empty" if empty else
                               f"{path} is of no known format: its content is none of safetensors, PyTorch's, NumPy's "
@@ -156,11 +164,21 @@ def read_file(path: Path) -> tuple[str, LazyTensors, dict[str, Any]]:
     return "torch" if known.name == "torch-stream" else known.name, tensors, settings
 
 
+def _is_lfs_pointer(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(_LFS)) == _LFS
+
+
 def config_path_of(path: Path) -> Path:
     """Return where the configuration of a weights file stands: ``NAME_config.json``, or ``config.json`` for "model"."""
     stem = path.name.removesuffix(INDEX_SUFFIX)
     stem = Path(stem).stem
     return path.with_name(CONFIG_FILE if stem in ("model", "pytorch_model") else f"{stem}_config.json")
+
+
+def is_weights(path: Path) -> bool:
+    """Say whether a file is one of weights, by its name."""
+    return path.name.endswith(_SUFFIXES) and path.name not in _NO_MODEL and not path.name.startswith(".")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -287,13 +305,3 @@ def _is_file(path: Path) -> bool:
     except (OSError, ValueError):
         # Such as a name that is too long.
         return False
-
-
-def _keeping(tensors: LazyTensors, holder: object) -> LazyTensors:
-    """Return the tensors bound to an object that has to live as long as they do."""
-
-    def read(name: str) -> np.ndarray:
-        assert holder is not None
-        return tensors.bits(name)
-
-    return LazyTensors(tensors.infos, read)

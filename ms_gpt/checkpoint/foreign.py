@@ -45,12 +45,14 @@ class Layout:
         name: Its name for ``--to`` and in reports.
         title: The program it belongs to.
         rules: The table.
-        mask: Name of the causal mask that each layer carries along, and how it is written; ``None`` if there is none.
+        activation: The activation that the program computes.
+        mask: Name of the causal mask that each layer carries along; ``None`` if there is none.
     """
 
     name: str
     title: str
     rules: tuple[Rule, ...]
+    activation: str = "gelu_new"
     mask: str | None = None
 
 
@@ -85,7 +87,7 @@ _LINEAR_RULES = (
 )
 
 MINGPT = Layout("mingpt", "minGPT", _LINEAR_RULES, mask=_block("attn.bias"))
-NANOGPT = Layout("nanogpt", "nanoGPT", _LINEAR_RULES)
+NANOGPT = Layout("nanogpt", "nanoGPT", _LINEAR_RULES, activation="gelu_exact")
 
 _OLD_BLOCK = {
     "ln_1": "ln1", "ln_2": "ln2", "attn.c_proj": "attn.proj", "mlp.c_fc": "mlp.0", "mlp.c_proj": "mlp.2",
@@ -102,7 +104,7 @@ MINGPT_OLD = Layout("mingpt-old", "minGPT of 2020", (
     *(Rule(_block(f"{ours}.{leaf}"), (f"blocks.{{n}}.{theirs}.{leaf}",),
            transposed=leaf == "weight" and not ours.startswith("ln"))
       for ours, theirs in _OLD_BLOCK.items() for leaf in ("weight", "bias")),
-), mask="blocks.{n}.attn.mask")
+), activation="gelu_exact", mask="blocks.{n}.attn.mask")
 
 _TF_LEAVES = {"weight": "w", "bias": "b"}
 _TF_NORM_LEAVES = {"weight": "g", "bias": "b"}

@@ -105,9 +105,16 @@ def wrapper_of(names: Iterable[str]) -> str:
 
     Returns:
         The prefix, ``transformer.`` not counted.
+
+    Raises:
+        CheckpointError: There are several models, each with a prefix of its own.
     """
     found = {match[1] for name in names if (match := _FIRST_BLOCK.fullmatch(name))}
-    return min(found, key=len, default="")
+    shortest = min(found, key=len, default="")
+    others = sorted(prefix for prefix in found if not prefix.endswith(shortest))
+    if others:
+        raise CheckpointError(f"it holds several models ({some([shortest, *others])}): save one of them alone")
+    return shortest
 
 
 def infer_config(tensors: LazyTensors, n_head: int | None, known: Mapping[str, Any] | None = None) -> GPTConfig:
@@ -125,7 +132,8 @@ def infer_config(tensors: LazyTensors, n_head: int | None, known: Mapping[str, A
         CheckpointError: The tensors are not a GPT's, or their shapes contradict each other.
         UserError: ``n_head`` is missing or does not divide the width.
     """
-    model_type = family_of(tensors)
+    model_type, known = family_of(tensors), dict(known or {})
+    n_head = known.pop("n_head", n_head)
     infos = {strip_prefix(ours): tensors.infos[name] for name in tensors if (ours := our_name(name)) is not None}
     n_positions, n_embd = _matrix(infos, POSITIONS)
     vocab_size = _matrix(infos, TOKENS if TOKENS in infos else LM_HEAD)[0]
@@ -134,7 +142,7 @@ def infer_config(tensors: LazyTensors, n_head: int | None, known: Mapping[str, A
     values: dict[str, Any] = {
         "model_type": model_type, "vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd,
         "n_layer": n_layer, "n_inner": None if n_inner == 4 * n_embd else n_inner,
-        "tie_word_embeddings": is_tied(tensors), **(known or {}),
+        "tie_word_embeddings": is_tied(tensors), **known,
     }
     if n_head is None:
         published = _published_as(values)

@@ -266,9 +266,8 @@ def _known_global(name: str) -> Any:
         return attribute
     if dotted in STORAGE_DTYPES or dotted in _FUNCTIONS:
         return _Global(dotted)
-    raise PickleError(f"it asks for {dotted[:100]!r}, and only tensors and plain containers are read"
-                      + ("" if module.startswith(("torch", "numpy")) or "." not in module else
-                         " (if a whole model was saved, save its state_dict() instead)"))
+    raise PickleError(f"it asks for {dotted[:100]!r}, and only tensors and plain containers are read (a file of "
+                      "model.state_dict() alone has nothing else)")
 
 
 def _fill(target: dict[Any, Any], items: Any) -> None:
@@ -362,6 +361,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.Size": _size,
     "builtins.set": _members,
     "__builtin__.set": _members,

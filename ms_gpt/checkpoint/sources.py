@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from ms_gpt.checkpoint import foreign
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
 from ms_gpt.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, Content, listing, read_content, read_json
 from ms_gpt.checkpoint.foreign import Layout, Origin
-from ms_gpt.checkpoint.keymap import hf_name, our_name, strip_prefix, with_prefix
-from ms_gpt.checkpoint.layouts import architecture_name, family_of, head_in, infer_config, is_tied, wrapper_of
+from ms_gpt.checkpoint.keymap import hf_name, our_name, with_prefix
+from ms_gpt.checkpoint.layouts import architecture_name, family_of, head_in, head_of, infer_config, is_tied, wrapper_of
 from ms_gpt.checkpoint.tensors import LazyTensors
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
@@ -91,35 +91,46 @@ def open_checkpoint(path: str | Path, n_head: int | None = None,
     _check_exists(path)
     content = read_content(path)
     try:
-        tensors, origins = _without_wrapper(content.tensors)
+        wrapper = wrapper_of(content.tensors)
+        origins = {name: Origin((name,)) for name in content.tensors}
+        tensors, origins = _renamed(content.tensors, origins, lambda name: name.removeprefix(wrapper))
+        _refuse_adapters(tensors)
         layout = _recognise(content, tensors)
         if layout is not None:
             tensors, origins = _to_hf(layout, tensors, origins)
         family = family_of(tensors)
-        if content.config_file is not None:
-            config, notes = _read_config(content.config_file, family), ()
+        known, notes = _known(content, layout, tensors, activation_function)
+        if content.config_file is None:
+            config = infer_config(tensors, n_head, known)
         else:
-            known, notes = _known(content, layout, tensors, activation_function)
-            config = infer_config(tensors, known.pop("n_head", n_head), known)
+            config, notes = _read_config(content.config_file, family), ()
+        architecture = _architecture(config, tensors)
+        _check_config(config, content, known, family, n_head)
+        tensors, origins = _renamed(tensors, origins, lambda name: hf_name(our_name(name) or name, config.model_type))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    _check_config(config, content, family, n_head, len(tensors))
     if activation_function is not None:
         config = config.replace(activation_function=activation_function)
-    tensors, origins = _named_for(config, path, tensors, origins)
-    return Checkpoint(content.format if layout is None else layout.name, config, _architecture(config, tensors),
-                      tensors, origins, notes, content.folder)
+    return Checkpoint(content.format if layout is None else layout.name, config, architecture, tensors, origins, notes,
+                      content.folder)
 
 
-def _without_wrapper(tensors: LazyTensors) -> tuple[LazyTensors, dict[str, Origin]]:
-    """Leave off what wrappers put in front of every name, such as ``_orig_mod.`` and ``module.``."""
-    wrapper = wrapper_of(tensors)
-    names = {name.removeprefix(wrapper): name for name in tensors}
+def _renamed(tensors: LazyTensors, origins: Mapping[str, Origin],
+             new_name: Callable[[str], str]) -> tuple[LazyTensors, dict[str, Origin]]:
+    """Rename all tensors; no two may come to have one name."""
+    names = {new_name(name): name for name in tensors}
     if len(names) < len(tensors):
-        kept = set(names.values())
-        twice = next(name for name in tensors if name not in kept)
-        raise CheckpointError(f"it holds {twice.removeprefix(wrapper)} twice, with {wrapper!r} in front and without")
-    return tensors.renamed(names), {new: Origin((old,)) for new, old in names.items()}
+        twice = next(name for name in tensors if names[new_name(name)] != name)
+        raise CheckpointError(f"it holds {new_name(twice)} twice, as {twice} and as {names[new_name(twice)]}")
+    return tensors.renamed(names), {new: origins[old] for new, old in names.items()}
+
+
+def _refuse_adapters(tensors: LazyTensors) -> None:
+    """Refuse low-rank updates beside the weights: without them the model would be another function."""
+    adapter = next((name for name in tensors if "lora_" in name), None)
+    if adapter is not None:
+        raise CheckpointError(f"it holds an adapter ({adapter}): merge it into the weights first (PEFT: "
+                              "merge_and_unload)")
 
 
 def _recognise(content: Content, tensors: LazyTensors) -> Layout | None:
@@ -140,13 +151,7 @@ def _recognise(content: Content, tensors: LazyTensors) -> Layout | None:
 def _to_hf(layout: Layout, tensors: LazyTensors,
            origins: Mapping[str, Origin]) -> tuple[LazyTensors, dict[str, Origin]]:
     if layout in (foreign.MINGPT, foreign.NANOGPT):
-        names = {with_prefix(name): name for name in tensors}
-        if len(names) < len(tensors):
-            kept = set(names.values())
-            twice = next(name for name in tensors if name not in kept)
-            raise CheckpointError(f"it holds {strip_prefix(twice)} twice, with 'transformer.' in front and without")
-        tensors = tensors.renamed(names)
-        origins = {new: origins[old] for new, old in names.items()}
+        tensors, origins = _renamed(tensors, origins, with_prefix)
     tensors, made_of = foreign.to_hf(layout, tensors)
     if layout is foreign.NANOGPT:
         tensors = foreign.with_zero_biases(tensors)
@@ -160,10 +165,8 @@ def _to_hf(layout: Layout, tensors: LazyTensors,
 def _known(content: Content, layout: Layout | None, tensors: LazyTensors,
            activation_function: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the fields of the configuration that layout and file tell, and what was assumed."""
-    if layout is foreign.MINGPT and not is_tied(tensors):
-        return {"activation_function": "gelu_new"}, ()
-    if layout is foreign.MINGPT_OLD:
-        return {"activation_function": "gelu_exact"}, ()
+    if layout is foreign.MINGPT_OLD or (layout is foreign.MINGPT and not is_tied(tensors)):
+        return {"activation_function": layout.activation}, ()
     if layout is foreign.OPENAI_GPT2:
         n_head = content.settings.get("n_head")
         return {"n_head": n_head} if isinstance(n_head, int) else {}, ()
@@ -173,16 +176,16 @@ def _known(content: Content, layout: Layout | None, tensors: LazyTensors,
             f"transformer.h.{_OPENAI_GPT1['n_layer'] - 1}.ln_2.weight" in tensors
         return {"n_head": _OPENAI_GPT1["n_head"]} if is_released else {}, ()
     if layout in (foreign.MINGPT, foreign.NANOGPT):
-        return _known_of_tied(content.settings, activation_function)
+        is_said = activation_function is not None or content.config_file is not None
+        return _known_of_tied(content.settings, is_said)
     return {}, ()
 
 
-def _known_of_tied(settings: Mapping[str, Any],
-                   activation_function: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _known_of_tied(settings: Mapping[str, Any], is_said: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Tell what a nanoGPT file says; without its ``model_args`` it may be any program's that ties the head."""
     arguments = settings.get("model_args")
     if not isinstance(arguments, dict):
-        if activation_function is None:
+        if not is_said:
             raise CheckpointError(
                 "recognised as nanoGPT's kind (nn.Linear weights, tied head), but a bare state dict does not tell its "
                 "GELU: say --activation-function gelu_exact (nanoGPT since June 2023) or gelu_new (the tanh form)")
@@ -194,7 +197,7 @@ def _known_of_tied(settings: Mapping[str, Any],
         known |= {key: float(arguments["dropout"]) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     if arguments.get("bias") is False:
         known["extra"] = {"bias": False}
-    if activation_function is not None:
+    if is_said:
         return known, ()
     if "bias" not in arguments:
         # The option came before nanoGPT's change of GELU.
@@ -214,33 +217,27 @@ def _read_config(path: Path, family: str) -> GPTConfig:
         raise CheckpointError(f"{path.name}: {error}") from None
 
 
-def _check_config(config: GPTConfig, content: Content, family: str, n_head: int | None, count: int) -> None:
+def _check_config(config: GPTConfig, content: Content, known: Mapping[str, Any], family: str,
+                  n_head: int | None) -> None:
+    name = content.config_file.name if content.config_file else "the file"
     if n_head not in (None, config.n_head):
-        raise UserError(f"n_head={n_head} contradicts {content.config_file or content.folder}, which says "
-                        f"{config.n_head}: leave it out")
+        raise CheckpointError(f"n_head={n_head} contradicts {name}, which says {config.n_head}: leave it out")
+    if known.get("n_head", config.n_head) != config.n_head:
+        raise CheckpointError(f"{name} says n_head={config.n_head}, and the weights' own file {known['n_head']}: "
+                              "they do not belong together")
     if config.post_norm != (family == "openai-gpt"):
-        raise CheckpointError(f"{content.config_file} says model_type={config.model_type!r}, but the tensors are of "
-                              f"{family}: the file and its configuration do not belong together")
+        raise CheckpointError(f"{name} says model_type={config.model_type!r}, but the tensors are of {family}: "
+                              "they do not belong together")
     # Each layer has a dozen tensors. Lists as long as a false number would not fit in memory.
-    if config.n_layer > count:
-        raise CheckpointError(f"{content.config_file} says n_layer={config.n_layer}, but there are only {count} "
-                              "tensors: the file and its configuration do not belong together")
-
-
-def _named_for(config: GPTConfig, path: Path, tensors: LazyTensors,
-               origins: Mapping[str, Origin]) -> tuple[LazyTensors, dict[str, Origin]]:
-    """Name the tensors as Hugging Face does, those under names in memory or MindNLP's too."""
-    names = {hf_name(our_name(name) or name, config.model_type): name for name in tensors}
-    if len(names) < len(tensors):
-        kept = set(names.values())
-        twice = next(name for name in tensors if name not in kept)
-        raise CheckpointError(f"{path} holds {hf_name(twice, config.model_type)} twice, under two names")
-    return tensors.renamed(names), {new: origins[old] for new, old in names.items()}
+    if config.n_layer > len(content.tensors):
+        raise CheckpointError(f"{name} says n_layer={config.n_layer}, but there are only {len(content.tensors)} "
+                              "tensors: they do not belong together")
 
 
 def _architecture(config: GPTConfig, tensors: LazyTensors) -> str:
     stated = config.extra.get("architectures")
     if isinstance(stated, list) and stated and isinstance(stated[0], str):
+        head_of(stated[0])
         return stated[0]
     return architecture_name(config.model_type, head_in(tensors))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from ms_gpt.console import Console
 if TYPE_CHECKING:
     from ms_gpt.checkpoint import ConversionReport
 
+_LAYER = re.compile(r"(?<=\bh\.)\d+|(?<=\bblocks\.)\d+|(?<=/h)\d+")
 _WORTH_A_BAR = 100_000_000
 
 HELP = "convert a GPT checkpoint to another format"
@@ -97,8 +99,7 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     if options.verify and not options.dry_run:
         result |= _verify(console, options, report)
     if report.target_format == "folder" and not options.dry_run:
-        verb = "predict" if report.architecture.endswith("ForSequenceClassification") else "finetune"
-        console.next_command(verb, "--model", options.target)
+        _show_next(console, options, report)
     return result
 
 
@@ -108,13 +109,10 @@ def _show(console: Console, options: ConvertOptions, report: ConversionReport) -
         "source": options.source,
         "recognised": f"{report.architecture}, {report.source_format}",
         "model": f"{config.n_layer} layers x {config.n_embd}, {config.n_head} heads, {config.n_positions} positions, "
-                 f"{config.vocab_size} tokens, {config.activation_function}, "
-                 f"{'tied' if config.tie_word_embeddings else 'untied'} head",
+                 f"{config.vocab_size} tokens, {config.activation_function}",
         "target": options.target, "format": report.target_format})
     if not options.quiet:
-        console.table(["source", "target", "shape", "dtype", "transposed"],
-                      [[row.source or "(new)", row.target, " x ".join(map(str, row.shape)), row.dtype,
-                        "yes" if row.transposed else ""] for row in report.rows])
+        _show_table(console, report)
     for note in report.notes:
         console.warn(note)
     mismatched = [f"{name} {found} instead of {expected}" for name, expected, found in report.mismatched]
@@ -123,10 +121,30 @@ def _show(console: Console, options: ConvertOptions, report: ConversionReport) -
         if names:
             console.warn(f"{len(names)} {kind}: {', '.join(names)}")
     count = len(report.rows)
-    if options.dry_run:
-        console.result(f"dry run: {count} tensors would be written to {options.target}")
-    else:
+    if not options.dry_run:
         console.result(f"{count} tensors written to {options.target}")
+    elif report.missing or report.mismatched:
+        console.result(f"dry run: nothing would be written, {options.source} is not a whole {report.architecture}")
+    else:
+        console.result(f"dry run: {count} tensors would be written to {options.target}")
+
+
+def _show_table(console: Console, report: ConversionReport) -> None:
+    """Show a line for each kind of tensor, the layers taken together; --json has every one."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for row in report.rows:
+        layer = _LAYER.search(row.target)
+        kind = (_LAYER.sub("{}", row.source), _LAYER.sub("{}", row.target), " x ".join(map(str, row.shape)), row.dtype,
+                "yes" if row.transposed else "")
+        kinds.setdefault(kind, []).append(int(layer[0]) if layer else -1)
+    rows = []
+    for (source, target, *rest), layers in kinds.items():
+        which = str(layers[0]) if len(layers) == 1 else f"{{{min(layers)}..{max(layers)}}}"
+        rows.append([target.replace("{}", which), "" if source == target else source.replace("{}", which) or "(new)",
+                     *rest])
+    columns = ["target", "source", "shape", "dtype", "transposed"]
+    used = [index for index in range(len(columns)) if index == 0 or any(row[index] for row in rows)]
+    console.table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
 
 
 def _verify(console: Console, options: ConvertOptions, report: ConversionReport) -> dict[str, Any]:
@@ -136,4 +154,16 @@ def _verify(console: Console, options: ConvertOptions, report: ConversionReport)
     found = compare(options.source, options.target, known)
     console.result(f"verified on random ids: {found.first} and {found.second} differ by at most "
                    f"{found.largest_difference:.1e}, the outputs being as large as {found.largest_output:.1e}")
+    if not found.is_close(options.dtype or "float32"):
+        console.warn("that is more than rounding explains: do not use the result, and report the fault")
     return {"largest_difference": found.largest_difference, "compared": [found.first, found.second]}
+
+
+def _show_next(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
+    verb = "predict" if report.architecture.endswith("ForSequenceClassification") else "finetune"
+    has_tokenizer = any((options.target / name).is_file() for name in ("tokenizer.json", "vocab.json",
+                                                                      "encoder_bpe_40000.json"))
+    if has_tokenizer:
+        console.next_command(verb, "--model", options.target)
+    else:
+        console.note(f"no tokenizer was found beside {options.source}: copy its files to {options.target} before use")

@@ -36,8 +36,8 @@ class FinetuneOptions(RuntimeOptions):
         test_data: Texts that are scored once, at the end.
         text_column: Column that holds the text.
         label_column: Column that holds the label.
-        model: Pre-trained weights: a model folder, any file that convert reads, or a name on the hub; left out, a small
-            model is trained from scratch.
+        model: Pre-trained weights: a model folder (convert makes one of any file) or a name on the hub; left out, a
+            small model is trained from scratch.
         tokenizer: Folder with the tokenizer, if it is not the model's.
         output_dir: Folder of the run.
         resume: Go on from last/ in the output folder.

@@ -20,7 +20,10 @@ def main(folder: str, ids_file: str, out_file: str) -> None:
 
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, config.architectures[0])
-    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    model, found = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if found["missing_keys"] or found["mismatched_keys"]:
+        sys.exit("transformers has drawn weights at random that it did not find in the folder")
+    model.eval()
     with torch.no_grad():
         output = model(torch.from_numpy(np.load(ids_file)))[0]
     np.save(out_file, output.numpy())
