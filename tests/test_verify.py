@@ -13,8 +13,8 @@ from ms_gpt.cli import main
 from ms_gpt.verify import Comparison, compare
 
 
-@pytest.mark.parametrize(("difference", "dtype", "is_close"), [(1e-6, "float32", True), (1e-3, "float32", False),
-                                                               (5e-3, "float16", True), (float("nan"), "float16", False)])
+@pytest.mark.parametrize(("difference", "dtype", "is_close"), [
+    (1e-6, "float32", True), (1e-3, "float32", False), (5e-3, "float16", True), (float("nan"), "float16", False)])
 def test_what_counts_as_close(difference, dtype, is_close):
     assert Comparison("a", "b", difference, 1.0).is_close(dtype) == is_close
 

@@ -12,7 +12,9 @@ import struct
 import weakref
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -27,6 +29,7 @@ from ms_gpt.checkpoint.tensors import TensorInfo, bits_dtype, map_array
 _MAX_READ = 2 * 2**20
 _MAX_INFLATED = 2**30
 _INFLATED_FREE, _INFLATED_RATIO = 64 * 2**20, 20
+_MAX_PENDING = 4
 _CHUNK = 2**20
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _EXTRA = struct.Struct("<HH")
@@ -206,13 +209,14 @@ class ZipWriter:
     def __init__(self, path: str | Path) -> None:
         self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+        self._summing = ThreadPoolExecutor(1)
 
     def __enter__(self) -> ZipWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        with self._file:
+        with self._file, self._summing:
             self._zip.close()
 
     def add(self, name: str, size: int, blocks: Iterable[np.ndarray | bytes], align: int = 64) -> None:
@@ -233,19 +237,51 @@ class ZipWriter:
         if reason:
             raise CheckpointError(f"{_shown(name)} cannot be written to a zip archive: it {reason}")
         entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-        entry.create_system = 3
-        entry.file_size = size
-        # zipfile's own rule, applied here because it lengthens the header.
-        large = size * 1.05 > zipfile.ZIP64_LIMIT
+        entry.create_system, entry.external_attr, entry.CRC = 3, 0o600 << 16, 0
+        entry.file_size = entry.compress_size = size
+        entry.header_offset = self._file.tell()
+        large = size > zipfile.ZIP64_LIMIT
         header = _LOCAL_HEADER.size + len(name.encode("utf-8")) + _EXTRA.size + (_ZIP64_EXTRA_SIZE if large else 0)
-        padding = -(self._file.tell() + header) % align
+        padding = -(entry.header_offset + header) % align
         entry.extra = _EXTRA.pack(_PADDING_ID, padding) + b"\0" * padding
-        with self._zip.open(entry, "w", force_zip64=large) as target:
-            written = sum(target.write(block) for block in blocks)
-        # The directory needs no padding.
-        entry.extra = b""
+        self._file.write(entry.FileHeader(zip64=large))
+        written, entry.CRC = self._write_blocks(blocks)
         if written != size:
             raise ValueError(f"{name} was announced with {size} bytes and has {written}")
+        end = self._file.tell()
+        self._file.seek(entry.header_offset)
+        self._file.write(entry.FileHeader(zip64=large))
+        self._file.seek(end)
+        # The directory needs no padding.
+        entry.extra = b""
+        self._directory(entry, end)
+
+    def _write_blocks(self, blocks: Iterable[np.ndarray | bytes]) -> tuple[int, int]:
+        """Write blocks while another thread sums them up, which takes as long; return their length and the sum."""
+        written = checksum = 0
+        pending: deque[Future] = deque()
+
+        def add_up(view: memoryview) -> None:
+            nonlocal checksum
+            checksum = zlib.crc32(view, checksum)
+
+        for block in blocks:
+            view = memoryview(block).cast("B")
+            pending.append(self._summing.submit(add_up, view))
+            self._file.write(view)
+            written += len(view)
+            # What waits to be summed up stays in memory.
+            if len(pending) > _MAX_PENDING:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+        return written, checksum
+
+    def _directory(self, entry: zipfile.ZipInfo, end: int) -> None:
+        """Have zipfile write an entry's line in the directory when it closes the archive."""
+        self._zip.filelist.append(entry)
+        self._zip.NameToInfo[entry.filename] = entry
+        self._zip.start_dir, self._zip._didModify = end, True
 
 
 class _BadZipError(Exception):

@@ -224,8 +224,9 @@ def _write(target: Path, target_format: str, checkpoint: Checkpoint, tensors: La
     write = writers.get(target_format, torch_file.write_to)
     files = {target.name: lambda path: write(path, tensors, dtype=dtype)}
     beside = config_path_of(target)
-    if not _is_shared(beside, target, config):
-        content = config_bytes(config, architecture, tensors, dtype)
+    content = config_bytes(config, architecture, tensors, dtype)
+    is_there = beside.is_file() and beside.read_bytes() == content
+    if not is_there and not _is_shared(beside, target, config):
         files[beside.name] = lambda path: path.write_bytes(content)
     replace_files(target.parent, files)
 
