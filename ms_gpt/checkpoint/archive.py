@@ -134,7 +134,7 @@ class ZipArchive:
             return map_array(self.path, info, start + offset)
         if not info.size:
             return np.empty(info.shape, bits_dtype(info.dtype))
-        # The last one is kept because a tensor is asked for once for each block that is written from it.
+        # The last one is kept because many tensors may lie in one entry.
         found = _INFLATED.get(self)
         if found is None or found[0] != name:
             _INFLATED.clear()

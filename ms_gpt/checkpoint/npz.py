@@ -24,7 +24,6 @@ from ms_gpt.checkpoint.errors import CheckpointError, one_line
 from ms_gpt.checkpoint.tensors import LazyTensors, TensorInfo, bits_dtype, map_array, stored_dtype
 
 _MAGIC = b"\x93NUMPY"
-_ZIP_MAGIC = b"PK\x03\x04"
 _SUFFIX = ".npy"
 _DTYPES = {
     "f8": "float64", "f4": "float32", "f2": "float16", "b1": "bool",
@@ -35,16 +34,6 @@ _DTYPES = {
 _MAX_HEADER = 512
 _MAX_ARRAYS = 5_000
 _MAX_NDIM = 32
-
-
-def looks_like(path: str | Path) -> bool:
-    """Say whether a file begins as an ``.npy`` file does, or as a zip archive whose first entry is one."""
-    with open(path, "rb") as file:
-        start = file.read(30)
-        if start[:6] == _MAGIC:
-            return True
-        name = file.read(struct.unpack("<H", start[26:28])[0]) if len(start) == 30 else b""
-    return start[:4] == _ZIP_MAGIC and name.endswith(_SUFFIX.encode("ascii"))
 
 
 def read_npz(path: str | Path) -> LazyTensors:

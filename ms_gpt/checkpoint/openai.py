@@ -59,17 +59,10 @@ def read_openai(folder: str | Path) -> LazyTensors:
                               f"params files hold {found}")
     starts = dict(zip(infos, itertools.accumulate((info.size for info in infos.values()), initial=0), strict=False))
     ends = list(itertools.accumulate(piece.info.size for piece in pieces))
-    joined: dict[str, np.ndarray] = {}
 
     def read(name: str) -> np.ndarray:
-        # The last one that is put together is kept, because a tensor is asked for once for each block of it.
-        if name not in joined:
-            parts = _cut(pieces, ends, starts[name], infos[name].size)
-            if len(parts) == 1:
-                return parts[0].reshape(infos[name].shape)
-            joined.clear()
-            joined[name] = np.concatenate(parts).reshape(infos[name].shape)
-        return joined[name]
+        parts = _cut(pieces, ends, starts[name], infos[name].size)
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(infos[name].shape)
 
     return LazyTensors(infos, read)
 
