@@ -10,8 +10,8 @@ from pathlib import Path
 from ms_gpt.checkpoint import ckpt, foreign, npz, safetensors, torch_file
 from ms_gpt.checkpoint.atomic import replace_files
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
-from ms_gpt.checkpoint.files import config_path_of, is_weights
-from ms_gpt.checkpoint.folder import GENERATION_FILE, config_bytes, write_folder
+from ms_gpt.checkpoint.files import GENERATION_FILE, OPENAI_TOKENIZER, TOKENIZER_FILES, config_path_of, is_weights
+from ms_gpt.checkpoint.folder import config_bytes, write_folder
 from ms_gpt.checkpoint.foreign import Origin
 from ms_gpt.checkpoint.hub import resolve
 from ms_gpt.checkpoint.keymap import LM_HEAD, PREFIX, TOKENS, LoadReport, hf_name, match
@@ -22,10 +22,6 @@ from ms_gpt.config import GPTConfig
 from ms_gpt.errors import suggest
 
 TARGET_FORMATS = ("folder", "safetensors", "ckpt", "torch", "npz", *foreign.WRITTEN)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.json", "merges.txt", "encoder_bpe_40000.json", "vocab_40000.bpe")
-# OpenAI's names of GPT-2's vocabulary, and those that transformers and we look for.
-_OPENAI_TOKENIZER = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 _FORMAT_BY_SUFFIX = {".safetensors": "safetensors", ".ckpt": "ckpt", ".npz": "npz", ".bin": "torch", ".pt": "torch",
                      ".pth": "torch"}
 # Suffixes of weights we do not write: a folder of such a name is never what was meant.
@@ -256,8 +252,8 @@ def _companions(folder: Path | None) -> dict[str, bytes]:
     if folder is None:
         return {}
     names = {name: name for name in (*TOKENIZER_FILES, GENERATION_FILE)}
-    if all((folder / old).is_file() and not (folder / new).exists() for old, new in _OPENAI_TOKENIZER.items()):
-        names |= _OPENAI_TOKENIZER
+    if all((folder / old).is_file() and not (folder / new).exists() for old, new in OPENAI_TOKENIZER.items()):
+        names |= OPENAI_TOKENIZER
     try:
         found = {new: folder / old for old, new in names.items() if (folder / old).is_file()}
         large = next((path for path in found.values() if path.stat().st_size > _MAX_COMPANION), None)

@@ -19,8 +19,13 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_SUFFIX = ".index.json"
 HPARAMS_FILE = "hparams.json"
+GENERATION_FILE = "generation_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json", "merges.txt", "encoder_bpe_40000.json", "vocab_40000.bpe")
+# OpenAI's names of GPT-2's vocabulary, and those that transformers looks for.
+OPENAI_TOKENIZER = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 # In a folder the first that is there is taken: transformers' own order.
-_MODEL_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX_SUFFIX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX_SUFFIX}")
+MODEL_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX_SUFFIX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX_SUFFIX}")
 _SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".npz", INDEX_SUFFIX)
 # What stands in model folders under such a suffix and is no model.
 _NO_MODEL = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt",
@@ -234,7 +239,7 @@ def _read_folder(folder: Path) -> Content:
     config_file = folder / CONFIG_FILE if CONFIG_FILE in names else None
     if openai.SHAPES_FILE in names:
         return Content("openai-gpt1", openai.read_openai(folder), folder, config_file=config_file)
-    weights = next((name for name in _MODEL_FILES if name in names), None)
+    weights = next((name for name in MODEL_FILES if name in names), None)
     if weights is None:
         index = tensorflow.find_index(folder)
         if index is not None:

@@ -11,13 +11,11 @@ import numpy as np
 
 from ms_gpt.checkpoint.atomic import json_bytes, replace_files
 from ms_gpt.checkpoint.errors import CheckpointError
-from ms_gpt.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE
+from ms_gpt.checkpoint.files import CONFIG_FILE, GENERATION_FILE, WEIGHTS_FILE
 from ms_gpt.checkpoint.keymap import hf_name
 from ms_gpt.checkpoint.safetensors import write_to
 from ms_gpt.checkpoint.tensors import FLOAT_DTYPES, LazyTensors, stored_dtype
 from ms_gpt.config import GPTConfig
-
-GENERATION_FILE = "generation_config.json"
 
 
 def write_folder(path: str | Path, config: GPTConfig, tensors: Mapping[str, np.ndarray], architecture: str,

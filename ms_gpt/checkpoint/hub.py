@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -12,19 +11,20 @@ from pathlib import Path
 from typing import NoReturn
 
 from ms_gpt.checkpoint.errors import CheckpointError, one_line, some
+from ms_gpt.checkpoint.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    HPARAMS_FILE,
+    INDEX_SUFFIX,
+    MODEL_FILES,
+    OPENAI_TOKENIZER,
+    TOKENIZER_FILES,
+    read_json,
+)
 
-SMALL_FILES = (
-    "config.json", "generation_config.json", "hparams.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "encoder_bpe_40000.json", "vocab_40000.bpe",
-)
-INDEX_SUFFIX = ".index.json"
+SMALL_FILES = (CONFIG_FILE, HPARAMS_FILE, GENERATION_FILE, *TOKENIZER_FILES, *OPENAI_TOKENIZER)
 # The first that a repository has is fetched, and no other.
-WEIGHTS = (
-    "model.safetensors", f"model.safetensors{INDEX_SUFFIX}",
-    "pytorch_model.bin", f"pytorch_model.bin{INDEX_SUFFIX}",
-    "mindspore_model.ckpt",
-)
+WEIGHTS = (*MODEL_FILES, "mindspore_model.ckpt")
 # What ends so was meant as a file, however much it looks like a name.
 FILE_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".mindir", ".npz", ".npy", ".pkl", ".h5", ".onnx", ".msgpack",
@@ -165,8 +165,8 @@ def _weights_in(files: Collection[str]) -> str | None:
 def _shards(name: HubName, index: Path, files: Collection[str]) -> set[str]:
     """Return the shards that an index names; all of them are among ``files`` and stand in the folder itself."""
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        shards = set(read_json(index)["weight_map"].values())
+    except (CheckpointError, LookupError, TypeError, AttributeError):
         shards = set()
     if not shards:
         _fail(name, f"{index.name} of the model of that name names no shards")
