@@ -31,12 +31,25 @@ _SYNONYMS = {
 # transformers' name for an activation where it is another than ours, in pre-norm and in post-norm models.
 _HF_ACTIVATIONS = {False: {"gelu_exact": "gelu"}, True: {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}}
 
+_GPT3 = {"model_type": "ms_gpt", "n_positions": 2048, "window_size": 256}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt1": {"model_type": "openai-gpt"},
     "gpt2": {"model_type": "gpt2"},
     "gpt2-medium": {"model_type": "gpt2", "n_layer": 24, "n_head": 16, "n_embd": 1024},
     "gpt2-large": {"model_type": "gpt2", "n_layer": 36, "n_head": 20, "n_embd": 1280},
     "gpt2-xl": {"model_type": "gpt2", "n_layer": 48, "n_head": 25, "n_embd": 1600},
+    # GPT-3, with GPT-2's vocabulary. Two of the paper's rows do not divide: 1.3B (24 heads of 128 at 2,048 wide) has 16
+    # heads here, 13B (5,140 wide) has 40 heads of 128.
+    "gpt3-125m": {**_GPT3, "n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt3-350m": {**_GPT3, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt3-760m": {**_GPT3, "n_layer": 24, "n_head": 16, "n_embd": 1536},
+    "gpt3-1.3b": {**_GPT3, "n_layer": 24, "n_head": 16, "n_embd": 2048},
+    "gpt3-2.7b": {**_GPT3, "n_layer": 32, "n_head": 32, "n_embd": 2560},
+    "gpt3-6.7b": {**_GPT3, "n_layer": 32, "n_head": 32, "n_embd": 4096},
+    "gpt3-13b": {**_GPT3, "n_layer": 40, "n_head": 40, "n_embd": 5120},
+    "gpt3-175b": {**_GPT3, "n_layer": 96, "n_head": 96, "n_embd": 12288},
+    "gopher-44m": {"model_type": "gpt2", "n_layer": 8, "n_head": 16, "n_embd": 512},
     "gpt-mini": {"model_type": "gpt2", "n_layer": 6, "n_head": 6, "n_embd": 192},
     "gpt-micro": {"model_type": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128},
     "gpt-nano": {"model_type": "gpt2", "n_layer": 3, "n_head": 3, "n_embd": 48},
@@ -68,6 +81,8 @@ class GPTConfig:
             files call the key ``afn``) and the erf form in GPT-2; ``"gelu_new"`` and ``"gelu_pytorch_tanh"`` are the
             tanh form, ``"gelu_exact"`` the erf form everywhere.
         n_inner: Width of the MLP; ``None`` means ``4 * n_embd``.
+        window_size: Every second layer, the first one not, attends to so many tokens only, the current one counted
+            (GPT-3's locally banded attention); ``None`` lets all layers attend to all. Needs ``model_type="ms_gpt"``.
         resid_pdrop: Dropout rate on each residual branch, in [0, 1).
         embd_pdrop: Dropout rate on the embedding sum, in [0, 1).
         attn_pdrop: Dropout rate on the attention weights, in [0, 1).
@@ -98,8 +113,8 @@ class GPTConfig:
     Raises:
         UserError: A value is outside its range; the message names the key, the value and the rule.
 
-    Source: GPT-1 (Radford et al. 2018), GPT-2 (Radford et al. 2019), transformers' ``OpenAIGPTConfig`` and
-    ``GPT2Config`` for the names.
+    Source: GPT-1 (Radford et al. 2018), GPT-2 (Radford et al. 2019), GPT-3 (Brown et al. 2020, table 2.1);
+    transformers' ``OpenAIGPTConfig`` and ``GPT2Config`` for the names.
     """
 
     vocab_size: int | None = None
@@ -110,6 +125,7 @@ class GPTConfig:
     model_type: str = "openai-gpt"
     activation_function: str | None = None
     n_inner: int | None = None
+    window_size: int | None = None
     resid_pdrop: float = 0.1
     embd_pdrop: float = 0.1
     attn_pdrop: float = 0.1
@@ -168,6 +184,10 @@ class GPTConfig:
         """Width of the MLP's hidden layer."""
         return self.n_inner or 4 * self.n_embd
 
+    def is_local(self, layer: int) -> bool:
+        """Say whether a layer (from 0) attends to ``window_size`` tokens only."""
+        return self.window_size is not None and layer % 2 == 1
+
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
@@ -198,6 +218,11 @@ class GPTConfig:
         _check_int("seed", self.seed, minimum=0)
         if self.n_inner is not None:
             _check_int("n_inner", self.n_inner, minimum=1)
+        if self.window_size is not None:
+            _check_int("window_size", self.window_size, minimum=1)
+            if self.model_type != "ms_gpt":
+                raise UserError(f"window_size={self.window_size} is a setting that Hugging Face's "
+                                f"{self.model_type} lacks: leave it out, or set model_type='ms_gpt'")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         _check_choice("activation_function", self.activation_function, ACTIVATIONS)
@@ -289,6 +314,8 @@ class GPTConfig:
         del values["num_labels"]
         values["activation_function"] = _HF_ACTIVATIONS[self.post_norm].get(
             self.activation_function, self.activation_function)
+        if self.model_type != "ms_gpt":
+            del values["window_size"]
         if self.model_type == "openai-gpt":
             values["afn"] = values.pop("activation_function")
             del values["n_inner"], values["scale_attn_weights"], values["scale_attn_by_inverse_layer_idx"]

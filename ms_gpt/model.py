@@ -1,7 +1,8 @@
 """The transformer: MLP, Attention, Block, GPTModel.
 
 Letters in the shape comments: B batch, T query length, S key length, H heads, D n_embd, K = D / H, V vocabulary,
-L layers. GPT-1 normalises after each residual sum, GPT-2 and GPT-3 before each sub-block; ``GPTConfig`` says which.
+L layers. GPT-1 normalises after each residual sum, GPT-2 and GPT-3 before each sub-block, and every second layer of
+GPT-3 looks at a window of tokens only; ``GPTConfig`` says which.
 """
 
 from __future__ import annotations
@@ -195,6 +196,8 @@ class GPTModel(GPTPreTrainedModel):
         self.positions_embed = nn.Embedding(config.n_positions, config.n_embd, embedding_table="zeros")
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.CellList([Block(config, i) for i in range(config.n_layer)])
+        self.window_size = config.window_size
+        self.is_local = tuple(config.is_local(i) for i in range(config.n_layer))
         self.has_final_norm = not config.post_norm
         if self.has_final_norm:
             self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
@@ -252,11 +255,16 @@ class GPTModel(GPTPreTrainedModel):
         hidden_states = self.embed(input_ids, token_type_ids, position_ids, inputs_embeds)
         hidden_states = self.drop(hidden_states, dropout_key)
         bias = attention_bias(hidden_states.shape[1], attention_mask)
+        local_bias = bias
+        if self.window_size is not None:
+            local_bias = attention_bias(hidden_states.shape[1], attention_mask, self.window_size)
 
         all_hidden_states, all_attentions = (), ()
         for i in range(len(self.h)):
             all_hidden_states = all_hidden_states + (hidden_states,)
-            hidden_states, weights = self.h[i](hidden_states, bias, self.layer_head_mask(head_mask, i), dropout_key)
+            layer_bias = local_bias if self.is_local[i] else bias
+            layer_head_mask = self.layer_head_mask(head_mask, i)
+            hidden_states, weights = self.h[i](hidden_states, layer_bias, layer_head_mask, dropout_key)
             all_attentions = all_attentions + (weights,)
         if self.has_final_norm:
             hidden_states = self.ln_f(hidden_states)

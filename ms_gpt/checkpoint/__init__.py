@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         "TensorInfo": "tensors",
         "architecture_name": "layouts",
         "convert": "conversion",
+        "count_parameters": "layouts",
         "expected_shapes": "layouts",
         "head_of": "layouts",
         "hf_name": "keymap",

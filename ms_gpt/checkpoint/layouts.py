@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -197,6 +198,20 @@ def expected_shapes(config: GPTConfig, architecture: str) -> dict[str, tuple[int
     if head == "ForSequenceClassification":
         shapes["score.weight"] = (config.num_labels, width)
     return {with_prefix(name) if head != "Model" else name: shape for name, shape in shapes.items()}
+
+
+def count_parameters(config: GPTConfig, head: str = "LMHeadModel") -> int:
+    """Count the weights of a model without building it; a tied head counts once.
+
+    Args:
+        config: The model's configuration.
+        head: ``"Model"``, ``"LMHeadModel"``, ``"DoubleHeadsModel"`` or ``"ForSequenceClassification"``.
+
+    Returns:
+        The number of weights.
+    """
+    shapes = expected_shapes(config, architecture_name(config.model_type, head))
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def training_state(tensors: Mapping[str, np.ndarray]) -> set[str]:
