@@ -1,4 +1,4 @@
-"""Tokenizers: one protocol (`BaseTokenizer`) and GPT's byte pair encodings (`Tokenizer`)."""
+"""Tokenizers: one protocol (`BaseTokenizer`), GPT's byte pair encodings (`Tokenizer`), characters and words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __getattr__, __dir__, __all__ = attach(
     {
         "BaseTokenizer": "base",
         "CLEANINGS": "cleaning",
+        "CharacterTokenizer": "characters",
         "GPT1_SPECIAL_TOKENS": "base",
         "Tokenizer": "bpe",
+        "WORD_MODES": "wordlevel",
+        "WordTokenizer": "wordlevel",
     },
 )

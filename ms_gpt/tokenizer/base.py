@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +266,23 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     Raises:
         UserError: ``texts`` is a single text, or an item is not a text or holds half of a surrogate pair.
     """
+    return list(iter_texts(texts))
+
+
+def iter_texts(texts: Iterable[str]) -> Iterator[str]:
+    """Yield ``texts`` one by one, each checked, so that what is larger than memory can be read.
+
+    Args:
+        texts: What was passed as a batch.
+
+    Yields:
+        The texts.
+
+    Raises:
+        UserError: As for `check_texts`, when the item is reached.
+    """
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise UserError(f"texts is {texts!r:.40}, a {type(texts).__name__}: pass a list of texts")
-    texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"texts[{position}] is {text!r:.40}, a {type(text).__name__}: every item has to be a text")
@@ -280,7 +294,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
                     f"texts[{position}] holds {text[error.start]!r} at character {error.start}, half of a surrogate "
                     "pair: repair the text, for example with text.encode('utf-8', 'replace').decode()"
                 ) from None
-    return texts
+        yield text
 
 
 def _check(name: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from ms_gpt.errors import UserError
+from ms_gpt.tokenizer import wordlevel
 from ms_gpt.tokenizer.backend import GPT1_UNKNOWN, build_backend, is_byte_level
 from ms_gpt.tokenizer.base import SPECIAL_ROLES, BaseTokenizer, check_texts
 from ms_gpt.tokenizer.cleaning import check_cleaning, clean_original
@@ -84,8 +85,8 @@ class Tokenizer(BaseTokenizer):
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, cleaning: str | None = None) -> Tokenizer:
-        """Load a tokenizer from its files.
+    def from_pretrained(cls, folder: str | Path, cleaning: str | None = None) -> BaseTokenizer:
+        """Load a tokenizer of any kind from its files.
 
         Args:
             folder: Holds ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or OpenAI's
@@ -95,12 +96,16 @@ class Tokenizer(BaseTokenizer):
                 and ``"hf"`` under Hugging Face's.
 
         Returns:
-            The tokenizer.
+            The tokenizer; a `CharacterTokenizer` or `WordTokenizer` if the folder holds one.
 
         Raises:
             UserError: A file is missing, damaged, of another kind of tokenizer, or does not fit the others.
         """
-        files = read_folder(folder)
+        files = read_folder(folder, ("BPE", "WordLevel"))
+        if files.model == "WordLevel":
+            if cleaning is not None:
+                raise UserError(f"cleaning={cleaning!r} is GPT-1's: folder {folder} holds no byte pair encoding")
+            return wordlevel.build(files, folder, BaseTokenizer)
         config = files.config
         tokenizer = cls(
             files.vocab,

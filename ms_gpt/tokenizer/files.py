@@ -22,6 +22,11 @@ FILE_PAIRS = (
 )
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
+_READABLE = {
+    "BPE": "GPT-1's and GPT-2's byte pair encodings",
+    "WordLevel": "the characters and words of ms_gpt",
+}
+
 # What transformers writes for "no limit" is a number of thirty digits.
 _NO_LIMIT = 10**9
 
@@ -32,10 +37,12 @@ class TokenizerFiles:
 
     Args:
         vocab: Token to id, without added tokens.
-        merges: The pairs in order of rank.
+        merges: The pairs in order of rank; none for a word-level vocabulary.
         openai: Whether the files carry OpenAI's GPT-1 names.
         added_tokens: Id to the added token's ``content`` and flags.
         config: ``tokenizer_config.json`` over ``special_tokens_map.json``.
+        model: ``"BPE"`` or ``"WordLevel"``.
+        pipeline: ``tokenizer.json`` without its model, for a word-level vocabulary.
     """
 
     vocab: dict[str, int]
@@ -43,6 +50,8 @@ class TokenizerFiles:
     openai: bool = False
     added_tokens: dict[int, dict[str, Any]] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    model: str = "BPE"
+    pipeline: dict[str, Any] = field(default_factory=dict)
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -58,11 +67,12 @@ class TokenizerFiles:
         return int(length) if isinstance(length, int | float) and 1 <= length < _NO_LIMIT else None
 
 
-def read_folder(folder: str | Path) -> TokenizerFiles:
+def read_folder(folder: str | Path, models: Sequence[str] = ("BPE",)) -> TokenizerFiles:
     """Read a tokenizer's folder.
 
     Args:
         folder: Holds ``tokenizer.json`` or one of `FILE_PAIRS`; the former is preferred. Or a model's name on the hub.
+        models: Which models ``tokenizer.json`` may hold, of ``"BPE"`` and ``"WordLevel"``.
 
     Returns:
         What the files say.
@@ -75,7 +85,7 @@ def read_folder(folder: str | Path) -> TokenizerFiles:
         what = "a file, not a folder" if folder.exists() else "not there"
         raise UserError(f"tokenizer folder {folder} is {what}: give a folder with {_expected()}")
     if (folder / "tokenizer.json").exists():
-        files = _read_tokenizer_json(folder / "tokenizer.json")
+        files = _read_tokenizer_json(folder / "tokenizer.json", models)
     else:
         files = _read_pair(folder)
     special_map, config, added = (
@@ -176,19 +186,35 @@ def _read_pair(folder: Path) -> TokenizerFiles:
     raise UserError(f"folder {folder} holds no tokenizer: expected {_expected()}")
 
 
-def _read_tokenizer_json(path: Path) -> TokenizerFiles:
+def _read_tokenizer_json(path: Path, models: Sequence[str]) -> TokenizerFiles:
     data = _read_object(path)
     model = data.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or "merges" not in model:
-        raise UserError(f"{path} holds no BPE model: only GPT-1's and GPT-2's byte pair encodings can be read")
+    known = isinstance(model, dict) and isinstance(model.get("vocab"), dict)
+    kind = ("BPE" if "merges" in model else model.get("type")) if known else None
+    if kind not in models:
+        wanted = " and no ".join(f"{name} model" for name in models)
+        readable = " and ".join(_READABLE[name] for name in models)
+        raise UserError(f"{path} holds no {wanted}: only {readable} can be read")
     vocab = _check_vocab(model["vocab"], path)
+    added_tokens = _read_added(data, path)
+    if kind == "WordLevel":
+        return TokenizerFiles(vocab, [], added_tokens=added_tokens, model=kind, pipeline=data)
     _check_pipeline(data, vocab, path)
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     for number, pair in enumerate(merges):
         if len(pair) != 2:
             raise UserError(f"{path} merge {number} is {pair!r:.60}: a merge is two tokens")
         _check_merge(pair, vocab, f"{path} merge {number}", "its vocabulary")
-    return TokenizerFiles(vocab, merges, added_tokens={token["id"]: token for token in data.get("added_tokens") or []})
+    return TokenizerFiles(vocab, merges, added_tokens=added_tokens)
+
+
+def _read_added(data: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    added = {}
+    for token in data.get("added_tokens") or []:
+        if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str):
+            raise UserError(f"{path} lists the added token {token!r:.60}: expected an object with its id and content")
+        added[token["id"]] = token
+    return added
 
 
 def _check_pipeline(data: dict[str, Any], vocab: Mapping[str, int], path: Path) -> None:
