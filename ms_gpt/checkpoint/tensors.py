@@ -70,7 +70,10 @@ class LazyTensors(Mapping):
         bits = self.bits(name)
         # A copy, so that a map is closed at once: pages of a kept map count as memory of the process, and a map over
         # a file that somebody truncates kills it.
-        return bits_to_float32(bits) if self.infos[name].dtype == "bfloat16" else np.array(bits, order="C")
+        if self.infos[name].dtype == "bfloat16":
+            return bits_to_float32(bits)
+        # MindSpore 2.7 takes no dtype that states its byte order, even where it is the machine's.
+        return np.array(bits, dtype=bits.dtype.newbyteorder("="), order="C")
 
     def __contains__(self, name: object) -> bool:
         """Say whether the name is there, without loading its array."""
