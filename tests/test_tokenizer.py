@@ -331,7 +331,7 @@ def test_missing_and_empty_folders(tmp_path):
         (lambda t: Tokenizer(t._vocab, t._merges)(["a"], padding=True), "padding needs a pad token and none is set"),
         (lambda t: Tokenizer.train(CORPUS, vocab_size=10), f"vocab_size=10 leaves .* at least {MIN_VOCAB_SIZE}"),
         (lambda t: Tokenizer.train(CORPUS, min_frequency=0), "min_frequency=0 is not a count"),
-        (lambda t: Tokenizer.train(["", " "]), "the 2 training texts hold no words"),
+        (lambda t: Tokenizer.train(["", " "]), "the training texts hold no words"),
         (lambda t: Tokenizer.train(CORPUS, cleaning="spacy"), "cleaning='spacy' is not known"),
     ],
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import lzma
-
 import pytest
+from tokenizer_helpers import real_lines
 
 from ms_gpt.tokenizer import GPT1_SPECIAL_TOKENS, Tokenizer
 
@@ -33,10 +31,7 @@ NASTY = [
 
 @pytest.fixture(scope="module")
 def texts(data_dir) -> list[str]:
-    with lzma.open(data_dir / "imdb" / "test_5k.jsonl.xz", "rt", encoding="utf-8") as lines:
-        reviews = [json.loads(line)["text"] for line, _ in zip(lines, range(2000), strict=False)]
-    articles = (data_dir / "wikitext2" / "valid.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    return [*reviews, *articles[:2500], *NASTY]
+    return [*real_lines(data_dir), *NASTY]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def test_ids_and_decoding_equal_transformers(data_dir, ours, texts):
         vocab=str(folder / "encoder_bpe_40000.json"), merges=str(folder / "vocab_40000.bpe")
     )
     ids = ours.encode_batch(texts)
-    assert len(texts) > 4000
+    assert len(texts) > 10_000
     assert ids == theirs(texts, verbose=False)["input_ids"]
     for skip in (True, False):
         expected = theirs.batch_decode(ids[::50], skip_special_tokens=skip)
@@ -85,13 +80,25 @@ def test_a_folder_saved_by_transformers_loads_here(ours, tmp_path):
     assert (tokenizer.cleaning, tokenizer.model_max_length) == ("hf", 99)
 
 
-def test_a_trained_tokenizer_gives_transformers_the_same_ids(texts, tmp_path):
-    tokenizer = Tokenizer.train(texts[:200], vocab_size=1000)
-    tokenizer.add_special_tokens(GPT1_SPECIAL_TOKENS)
+@pytest.mark.parametrize(("kind", "loader", "without"), [
+    ("bpe", "AutoTokenizer", []),
+    ("byte-bpe", "AutoTokenizer", []),
+    ("byte-bpe", "GPT2TokenizerFast", []),
+    ("byte-bpe", "GPT2TokenizerFast", ["tokenizer.json"]),
+])
+def test_a_trained_tokenizer_gives_transformers_the_same_ids(texts, tmp_path, kind, loader, without):
+    tokenizer = Tokenizer.train(texts[:200], vocab_size=1000, kind=kind)
+    tokenizer.add_special_tokens(GPT1_SPECIAL_TOKENS if kind == "bpe" else {"pad_token": "<pad>"})
     tokenizer.save_pretrained(tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    sample = [*texts[:400], *NASTY]
-    assert theirs(sample, verbose=False)["input_ids"] == tokenizer.encode_batch(sample)
+    for name in without:
+        (tmp_path / name).unlink()
+    theirs = getattr(transformers, loader).from_pretrained(tmp_path)
+    sample = [*texts[:400], *NASTY, "a<|endoftext|>b"]
+    ids = tokenizer.encode_batch(sample)
+    assert theirs(sample, verbose=False)["input_ids"] == ids
+    assert theirs.batch_decode(ids) == tokenizer.batch_decode(ids, skip_special_tokens=False)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert (len(theirs), theirs.model_max_length) == (len(tokenizer), tokenizer.model_max_length)
 
 
 def test_padding_equals_transformers(ours, tmp_path):
@@ -113,8 +120,11 @@ def test_gpt2_ids_equal_transformers(data_dir, texts, tmp_path):
     folder = data_dir / "tokenizers" / "gpt2"
     tokenizer = Tokenizer.from_pretrained(folder)
     theirs = transformers.GPT2Tokenizer(vocab=str(folder / "encoder.json"), merges=str(folder / "vocab.bpe"))
+    texts = [*texts, "a<|endoftext|>b"]
+    ids = tokenizer.encode_batch(texts)
+    assert ids == theirs(texts, verbose=False)["input_ids"]
+    assert tokenizer.batch_decode(ids[::50], skip_special_tokens=False) == texts[::50]
     sample = [*texts[::40], *NASTY, "a<|endoftext|>b"]
-    assert tokenizer.encode_batch(sample) == theirs(sample, verbose=False)["input_ids"]
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(tmp_path)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)

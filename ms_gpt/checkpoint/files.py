@@ -20,10 +20,12 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_SUFFIX = ".index.json"
 HPARAMS_FILE = "hparams.json"
 GENERATION_FILE = "generation_config.json"
+# The two files of a BPE under the names of Hugging Face, of OpenAI's GPT-1 and of OpenAI's GPT-2.
+BPE_FILES = (("vocab.json", "merges.txt"), ("encoder_bpe_40000.json", "vocab_40000.bpe"), ("encoder.json", "vocab.bpe"))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.json", "merges.txt", "encoder_bpe_40000.json", "vocab_40000.bpe")
+                   *BPE_FILES[0], *BPE_FILES[1])
 # OpenAI's names of GPT-2's vocabulary, and those that transformers looks for.
-OPENAI_TOKENIZER = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+OPENAI_TOKENIZER = dict(zip(BPE_FILES[2], BPE_FILES[0], strict=True))
 # In a folder the first that is there is taken: transformers' own order.
 MODEL_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX_SUFFIX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX_SUFFIX}")
 _SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".npz", INDEX_SUFFIX)

@@ -11,8 +11,10 @@ __getattr__, __dir__, __all__ = attach(
         "CLEANINGS": "cleaning",
         "CharacterTokenizer": "characters",
         "GPT1_SPECIAL_TOKENS": "base",
+        "TOKENIZER_KINDS": "kinds",
         "Tokenizer": "bpe",
         "WORD_MODES": "wordlevel",
         "WordTokenizer": "wordlevel",
+        "train_tokenizer": "kinds",
     },
 )

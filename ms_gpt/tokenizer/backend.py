@@ -9,6 +9,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 WORD_END = "</w>"
 GPT1_UNKNOWN = "<unk>"
+# GPT-2's one special token.
+END_OF_TEXT = "<|endoftext|>"
 
 # How GPT-2's byte alphabet writes the blank.
 _BYTE_BLANK = "Ġ"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ GPT1_SPECIAL_TOKENS = {
 
 _SIDES = ("left", "right")
 _PADDINGS = ("longest", "max_length")
+# The library counts ids in 32 bits.
+ID_LIMIT = 2**32
 
 
 class _SpecialToken:
@@ -53,8 +56,8 @@ class _SpecialTokenId:
 class BaseTokenizer(ABC):
     """The protocol of all tokenizers: text to ids and back.
 
-    A subclass says how texts become ids (`encode_batch`), how ids become text (`decode`), what the vocabulary is
-    and how it is kept in a folder; padding, truncation and special tokens are done here.
+    A subclass says what the vocabulary is and builds a pipeline of the ``tokenizers`` library from it; encoding,
+    decoding, padding, truncation, special tokens and files are done here.
 
     Args:
         special_tokens: Role, such as ``"pad_token"``, to the token's text.
@@ -69,6 +72,9 @@ class BaseTokenizer(ABC):
     pad_token, pad_token_id = _SpecialToken(), _SpecialTokenId()
     sep_token, sep_token_id = _SpecialToken(), _SpecialTokenId()
     cls_token, cls_token_id = _SpecialToken(), _SpecialTokenId()
+    # The pipeline, and the class of transformers that reads the files.
+    _backend: Any
+    _hf_class = "PreTrainedTokenizerFast"
 
     def __init__(
         self,
@@ -85,32 +91,6 @@ class BaseTokenizer(ABC):
         self.add_special_tokens(special_tokens or {})
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turn texts into rows of ids, adding no special tokens.
-
-        Args:
-            texts: The texts.
-
-        Returns:
-            One list of ids a text; empty for an empty text.
-
-        Raises:
-            UserError: An item is not a text.
-        """
-
-    @abstractmethod
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Turn ids into text.
-
-        Args:
-            ids: A list, array or tensor of ids, of one dimension.
-            skip_special_tokens: Leave special tokens out.
-
-        Returns:
-            The text.
-        """
-
-    @abstractmethod
     def token_to_id(self, token: str) -> int | None:
         """Return the id of ``token``, or None if it is not in the vocabulary."""
 
@@ -121,10 +101,6 @@ class BaseTokenizer(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of tokens, added ones included."""
-
-    @abstractmethod
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer's files into ``folder``, which is made if it is missing."""
 
     @abstractmethod
     def _add_tokens(self, tokens: Sequence[str]) -> None:
@@ -158,6 +134,81 @@ class BaseTokenizer(ABC):
         self._add_tokens(list(dict.fromkeys(tokens.values())))
         self.special_tokens.update(tokens)
         return len(self) - before
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Turn texts into rows of ids on all cores, adding no special tokens.
+
+        Args:
+            texts: The texts.
+
+        Returns:
+            One list of ids a text; empty for an empty text.
+
+        Raises:
+            UserError: ``texts`` is not a list of texts, or a text holds half of a surrogate pair.
+        """
+        texts = self._clean(check_texts(texts))
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Turn ids into text.
+
+        Args:
+            ids: A list, array or tensor of ids, of one dimension; ids outside the vocabulary are left out.
+            skip_special_tokens: Leave special tokens out.
+
+        Returns:
+            The text.
+        """
+        values: Any = ids.tolist() if hasattr(ids, "tolist") else ids
+        return self._backend.decode([int(value) for value in values if 0 <= value < ID_LIMIT], skip_special_tokens)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files that `Tokenizer.from_pretrained` reads, and transformers: it gives the same ids.
+
+        Args:
+            folder: Made if it is missing.
+
+        Raises:
+            UserError: A file cannot be written.
+        """
+        from ms_gpt.tokenizer.files import to_json, write_folder
+
+        backend = self._saved_backend()
+        added = {str(entry.pop("id")): entry for entry in json.loads(backend.to_str())["added_tokens"]}
+        special_tokens = {role: self.special_tokens[role] for role in SPECIAL_ROLES if role in self.special_tokens}
+        config = {
+            "tokenizer_class": self._hf_class,
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+            "clean_up_tokenization_spaces": False,
+            **self._settings(),
+            **special_tokens,
+            "added_tokens_decoder": added,
+        }
+        write_folder(folder, {
+            **self._vocabulary_files(),
+            "tokenizer.json": backend.to_str(pretty=True) + "\n",
+            "special_tokens_map.json": to_json(special_tokens),
+            "tokenizer_config.json": to_json(config),
+        })
+
+    def _clean(self, texts: list[str]) -> list[str]:
+        """Do what comes before the pipeline."""
+        return texts
+
+    def _saved_backend(self) -> Any:
+        """Return the pipeline that ``tokenizer.json`` holds."""
+        return self._backend
+
+    def _settings(self) -> dict[str, Any]:
+        """Return a subclass's own settings for ``tokenizer_config.json``."""
+        return {}
+
+    def _vocabulary_files(self) -> dict[str, str]:
+        """Return name and text of the files beside ``tokenizer.json`` that hold the vocabulary."""
+        return {}
 
     def encode(self, text: str) -> list[int]:
         """Turn one text into ids, adding no special tokens.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from ms_gpt.errors import UserError
+from ms_gpt.checkpoint.files import BPE_FILES
+from ms_gpt.errors import UserError, suggest
 from ms_gpt.tokenizer import wordlevel
-from ms_gpt.tokenizer.backend import GPT1_UNKNOWN, build_backend, is_byte_level
-from ms_gpt.tokenizer.base import SPECIAL_ROLES, BaseTokenizer, check_texts
+from ms_gpt.tokenizer.backend import END_OF_TEXT, GPT1_UNKNOWN, build_backend, is_byte_level
+from ms_gpt.tokenizer.base import ID_LIMIT, BaseTokenizer
 from ms_gpt.tokenizer.cleaning import check_cleaning, clean_original
 from ms_gpt.tokenizer.files import (
     added_token_fields,
@@ -22,11 +22,10 @@ from ms_gpt.tokenizer.files import (
     read_merges,
     read_vocab,
     to_json,
-    write_folder,
 )
-from ms_gpt.tokenizer.training import learn_bpe
+from ms_gpt.tokenizer.training import learn_bpe, learn_byte_bpe
 
-_GPT2_END = "<|endoftext|>"
+BPE_KINDS = ("bpe", "byte-bpe")
 
 
 class Tokenizer(BaseTokenizer):
@@ -35,8 +34,11 @@ class Tokenizer(BaseTokenizer):
     GPT-1's texts are cleaned in one of two ways. ``"hf"`` gives the ids of transformers' ``OpenAIGPTTokenizer``:
     accents are stripped and every punctuation sign is a word. ``"original"`` follows the code GPT-1 was trained with:
     ftfy, OpenAI's standardisation of dashes, quotes and blanks, and spaCy's words (rewritten, see
-    `ms_gpt.tokenizer.words`); accents stay, "hasn't" is has + n't, a line end is a token. Both recognise special
-    tokens in a text, ``<unk>`` included, which OpenAI's code did not.
+    `ms_gpt.tokenizer.words`); accents stay, "hasn't" is has + n't, a line end is a token. `ms_gpt.tokenizer.cleaning`
+    lists how they differ. Both recognise special tokens in a text, ``<unk>`` included, which OpenAI's code did not.
+    transformers gives the ids of a saved folder for ``"hf"`` only: its files cannot express the other cleaning, so
+    ``tokenizer.json`` always holds ``"hf"``. Words are parted by single blanks when ids are decoded; GPT-2's vocabulary
+    gives back every text exactly.
 
     Args:
         vocab: Token to id, without tokens added later.
@@ -66,14 +68,15 @@ class Tokenizer(BaseTokenizer):
         """Build the pipeline and add the special tokens."""
         self.cleaning = check_cleaning(cleaning)
         self.byte_level = is_byte_level(vocab)
-        required = _GPT2_END if self.byte_level else GPT1_UNKNOWN
+        required = END_OF_TEXT if self.byte_level else GPT1_UNKNOWN
         if required not in vocab:
             raise UserError(
                 f"the vocabulary of {len(vocab)} tokens lacks {required!r}: it is neither GPT-1's form nor GPT-2's"
             )
-        if self.byte_level and cleaning != "hf":
-            raise UserError(f"cleaning={cleaning!r} is GPT-1's: a byte-level vocabulary takes cleaning='hf'")
+        if self.byte_level:
+            _check_byte_level_cleaning(cleaning)
         roles = ("unk_token", "bos_token", "eos_token") if self.byte_level else ("unk_token",)
+        self._hf_class = "GPT2Tokenizer" if self.byte_level else "OpenAIGPTTokenizer"
         self._vocab, self._merges = dict(vocab), list(merges)
         self._added: list[AddedToken] = []
         self._backend = self._build_backend(cleaning)
@@ -152,93 +155,37 @@ class Tokenizer(BaseTokenizer):
         vocab_size: int = 8000,
         min_frequency: int = 2,
         cleaning: str = "hf",
-        model_max_length: int = 512,
+        model_max_length: int | None = None,
+        kind: str = "bpe",
     ) -> Tokenizer:
-        """Learn a BPE in GPT-1's form; the same texts give the same tokenizer.
+        """Learn a BPE in GPT-1's form or in GPT-2's; the same texts give the same tokenizer.
 
         Args:
-            texts: The training texts; an iterator is read into memory.
-            vocab_size: The most tokens to learn, ``<unk>`` included and tokens added later not.
-            min_frequency: How often a character or a pair has to occur to become a token, at least 1.
-            cleaning: ``"hf"`` or ``"original"``.
-            model_max_length: The longest row in tokens.
+            texts: The training texts. ``"byte-bpe"`` reads them one at a time, and so does ``"bpe"`` what can be read
+                twice; an iterator it keeps in memory.
+            vocab_size: The most tokens to learn, ``<unk>`` or ``<|endoftext|>`` included and tokens added later not.
+            min_frequency: How often a pair, and a character of GPT-1's form, has to occur to become a token, at
+                least 1.
+            cleaning: ``"hf"`` or ``"original"``; ``"byte-bpe"`` knows ``"hf"`` only.
+            model_max_length: The longest row in tokens; as for the class by default.
+            kind: ``"bpe"`` (GPT-1's form) or ``"byte-bpe"`` (GPT-2's: no text is unknown, and all come back exactly).
 
         Returns:
             The tokenizer.
 
         Raises:
-            UserError: An argument is out of range or there is nothing to learn from.
+            UserError: An argument is not known or out of range, or there is nothing to learn from.
         """
-        vocab, merges = learn_bpe(texts, vocab_size, min_frequency, check_cleaning(cleaning))
+        check_cleaning(cleaning)
+        if kind not in BPE_KINDS:
+            known = " or ".join(map(repr, BPE_KINDS))
+            raise UserError(f"kind={kind!r} is not known: use {known}.{suggest(kind, BPE_KINDS)}")
+        if kind == "bpe":
+            vocab, merges = learn_bpe(texts, vocab_size, min_frequency, cleaning)
+        else:
+            _check_byte_level_cleaning(cleaning)
+            vocab, merges = learn_byte_bpe(texts, vocab_size, min_frequency)
         return cls(vocab, merges, cleaning, model_max_length=model_max_length)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the files that `from_pretrained` and transformers read.
-
-        ``tokenizer.json`` always holds the ``"hf"`` cleaning, the only one the format can express: transformers gives
-        the same ids for a tokenizer with ``cleaning="hf"``, and not for ``"original"``, which only this class keeps.
-
-        Args:
-            folder: Made if it is missing.
-
-        Raises:
-            UserError: A file cannot be written.
-        """
-        backend = self._build_backend("hf")
-        backend.add_tokens(self._added)
-        added = {str(entry.pop("id")): entry for entry in json.loads(backend.to_str())["added_tokens"]}
-        special_tokens = {role: self.special_tokens[role] for role in SPECIAL_ROLES if role in self.special_tokens}
-        config = {
-            "tokenizer_class": "GPT2Tokenizer" if self.byte_level else "OpenAIGPTTokenizer",
-            "model_max_length": self.model_max_length,
-            "cleaning": self.cleaning,
-            "padding_side": self.padding_side,
-            "truncation_side": self.truncation_side,
-            "clean_up_tokenization_spaces": False,
-            **special_tokens,
-            "added_tokens_decoder": added,
-        }
-        vocab = dict(sorted(self._vocab.items(), key=lambda item: item[1]))
-        write_folder(
-            folder,
-            {
-                "vocab.json": to_json(vocab, indent=None),
-                "merges.txt": merges_text(self._merges),
-                "tokenizer.json": backend.to_str(pretty=True) + "\n",
-                "special_tokens_map.json": to_json(special_tokens),
-                "tokenizer_config.json": to_json(config),
-            },
-        )
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turn texts into rows of ids on all cores, adding no special tokens.
-
-        Args:
-            texts: The texts.
-
-        Returns:
-            One list of ids a text; empty for an empty text.
-
-        Raises:
-            UserError: ``texts`` is not a list of texts, or a text holds half of a surrogate pair.
-        """
-        texts = check_texts(texts)
-        if self.cleaning == "original":
-            texts = [self._clean(text) for text in texts]
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Turn ids into text; words are parted by single blanks, as GPT-1's vocabulary knows no others.
-
-        Args:
-            ids: A list, array or tensor of ids, of one dimension; ids outside the vocabulary are left out.
-            skip_special_tokens: Leave special tokens out.
-
-        Returns:
-            The text.
-        """
-        values: Any = ids.tolist() if hasattr(ids, "tolist") else ids
-        return self._backend.decode([int(value) for value in values if value >= 0], skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of ``token``, or None if it is not in the vocabulary."""
@@ -246,11 +193,25 @@ class Tokenizer(BaseTokenizer):
 
     def id_to_token(self, token_id: int) -> str | None:
         """Return the token whose id is ``token_id``, or None if there is none."""
-        return self._backend.id_to_token(int(token_id)) if token_id >= 0 else None
+        return self._backend.id_to_token(int(token_id)) if 0 <= token_id < ID_LIMIT else None
 
     def __len__(self) -> int:
         """Return the number of tokens, added ones included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def _saved_backend(self) -> Any:
+        # ``tokenizer.json`` can express no other cleaning.
+        backend = self._build_backend("hf")
+        backend.add_tokens(self._added)
+        return backend
+
+    def _settings(self) -> dict[str, Any]:
+        return {"cleaning": self.cleaning}
+
+    def _vocabulary_files(self) -> dict[str, str]:
+        vocab = dict(sorted(self._vocab.items(), key=lambda item: item[1]))
+        vocab_name, merges_name = BPE_FILES[0]
+        return {vocab_name: to_json(vocab, indent=None), merges_name: merges_text(self._merges)}
 
     def _build_backend(self, cleaning: str) -> Any:
         return build_backend(self._vocab, self._merges, "byte-level" if self.byte_level else cleaning)
@@ -266,9 +227,17 @@ class Tokenizer(BaseTokenizer):
         contents = sorted(latest, key=len, reverse=True)
         self._added_pattern = re.compile("(" + "|".join(map(re.escape, contents)) + ")") if contents else None
 
-    def _clean(self, text: str) -> str:
+    def _clean(self, texts: list[str]) -> list[str]:
+        return [self._clean_text(text) for text in texts] if self.cleaning == "original" else texts
+
+    def _clean_text(self, text: str) -> str:
         """Clean as for GPT-1, except for added tokens, which cleaning would tear apart."""
         if self._added_pattern is None:
             return clean_original(text)
         parts = self._added_pattern.split(text)
         return " ".join(part if position % 2 else clean_original(part) for position, part in enumerate(parts))
+
+
+def _check_byte_level_cleaning(cleaning: str) -> None:
+    if cleaning != "hf":
+        raise UserError(f"cleaning={cleaning!r} is GPT-1's: a byte-level vocabulary takes cleaning='hf'")

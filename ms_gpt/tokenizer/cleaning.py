@@ -1,4 +1,24 @@
-"""The two ways a text is cleaned before BPE: as transformers does it, and as GPT-1's authors did."""
+"""The two ways a text is cleaned before BPE: as transformers does it, and as GPT-1's authors did.
+
+Of the 104,744 different words in 10,000 lines of film reviews and Wikipedia, 10,991 become other tokens. The kinds of
+differences, each with a text and what the two make of it:
+
+====================================  ==============  =====================  =================
+kind                                  text            ``"hf"``               ``"original"``
+====================================  ==============  =====================  =================
+letters with accents                  naïve           naive                  naïve
+typographic signs                     “so”…           <unk> so <unk> <unk>   " so " ...
+contractions and apostrophes          didn't o'clock  didn ' t o ' clock     did n't o'clock
+contractions written as one word      cannot          cannot                 can not
+abbreviations, stops before words     Mr. U.S. .45    mr . u . s . . 45      mr. u.s. .45
+signs in a row                        wait... --      wait . . . - -         wait ... --
+signs within a word or number         2:37 @.@        2 : 37 @ . @           2:37 @.@
+numbers with a unit                   35mm            35mm                   35 mm
+smileys                               :D              : d                    :d
+damaged encodings, HTML's names       cafÃ© &eacute;  cafa© & eacute ;       café é
+line ends                             a (line end) b  a b                    a (line end) b
+====================================  ==============  =====================  =================
+"""
 
 from __future__ import annotations
 

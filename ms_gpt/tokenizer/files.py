@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ms_gpt.checkpoint.atomic import write_text
+from ms_gpt.checkpoint.files import BPE_FILES
 from ms_gpt.checkpoint.hub import resolve
 from ms_gpt.errors import UserError
 from ms_gpt.tokenizer.backend import WORD_END, is_byte_level
 from ms_gpt.tokenizer.base import SPECIAL_ROLES
 
-# The two files of a vocabulary under the names of Hugging Face, of OpenAI's GPT-1 and of OpenAI's GPT-2.
-FILE_PAIRS = (
-    ("vocab.json", "merges.txt"),
-    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
-    ("encoder.json", "vocab.bpe"),
-)
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 _READABLE = {
@@ -71,7 +66,7 @@ def read_folder(folder: str | Path, models: Sequence[str] = ("BPE",)) -> Tokeniz
     """Read a tokenizer's folder.
 
     Args:
-        folder: Holds ``tokenizer.json`` or one of `FILE_PAIRS`; the former is preferred. Or a model's name on the hub.
+        folder: Holds ``tokenizer.json`` or one of `BPE_FILES`; the former is preferred. Or a model's name on the hub.
         models: Which models ``tokenizer.json`` may hold, of ``"BPE"`` and ``"WordLevel"``.
 
     Returns:
@@ -173,13 +168,13 @@ def merges_text(merges: Sequence[tuple[str, str]]) -> str:
 
 
 def _read_pair(folder: Path) -> TokenizerFiles:
-    for names in FILE_PAIRS:
+    for names in BPE_FILES:
         vocab_path, merges_path = (folder / name for name in names)
         if vocab_path.exists() and merges_path.exists():
             vocab = read_vocab(vocab_path)
             merges = read_merges(merges_path, vocab, vocab_path.name)
-            return TokenizerFiles(vocab, merges, openai=names == FILE_PAIRS[1])
-    for vocab_name, merges_name in FILE_PAIRS:
+            return TokenizerFiles(vocab, merges, openai=names == BPE_FILES[1])
+    for vocab_name, merges_name in BPE_FILES:
         for present, absent in ((vocab_name, merges_name), (merges_name, vocab_name)):
             if (folder / present).exists():
                 raise UserError(f"{folder / absent} is missing: {present} is of no use without it")
@@ -280,7 +275,7 @@ def _read_text(path: Path) -> str:
 
 
 def _expected() -> str:
-    return "tokenizer.json, or " + ", or ".join(" and ".join(names) for names in FILE_PAIRS)
+    return "tokenizer.json, or " + ", or ".join(" and ".join(names) for names in BPE_FILES)
 
 
 def added_token_fields(token: Mapping[str, Any]) -> dict[str, Any]:

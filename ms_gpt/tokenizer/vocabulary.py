@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
 
 from ms_gpt.errors import UserError
-from ms_gpt.tokenizer.base import SPECIAL_ROLES, BaseTokenizer, check_texts
-from ms_gpt.tokenizer.files import TokenizerFiles, to_json, write_folder
+from ms_gpt.tokenizer.base import BaseTokenizer
+from ms_gpt.tokenizer.files import TokenizerFiles
 
 
 class VocabularyTokenizer(BaseTokenizer):
@@ -72,66 +71,6 @@ class VocabularyTokenizer(BaseTokenizer):
         # The model and the pipeline name special tokens, so that neither can be kept.
         self._backend = self._build_backend()
         return new
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json``, ``special_tokens_map.json`` and ``tokenizer_config.json``.
-
-        transformers reads them as a ``PreTrainedTokenizerFast`` that gives the same ids.
-
-        Args:
-            folder: Made if it is missing.
-
-        Raises:
-            UserError: A file cannot be written.
-        """
-        added = {str(entry.pop("id")): entry for entry in json.loads(self._backend.to_str())["added_tokens"]}
-        special_tokens = {role: self.special_tokens[role] for role in SPECIAL_ROLES if role in self.special_tokens}
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": self.model_max_length,
-            "padding_side": self.padding_side,
-            "truncation_side": self.truncation_side,
-            "clean_up_tokenization_spaces": False,
-            **special_tokens,
-            "added_tokens_decoder": added,
-        }
-        write_folder(
-            folder,
-            {
-                "tokenizer.json": self._backend.to_str(pretty=True) + "\n",
-                "special_tokens_map.json": to_json(special_tokens),
-                "tokenizer_config.json": to_json(config),
-            },
-        )
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turn texts into rows of ids on all cores, adding no special tokens.
-
-        Args:
-            texts: The texts.
-
-        Returns:
-            One list of ids a text; empty for an empty text.
-
-        Raises:
-            UserError: ``texts`` is not a list of texts, or a text holds half of a surrogate pair.
-        """
-        texts = check_texts(texts)
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Turn ids into text.
-
-        Args:
-            ids: A list, array or tensor of ids, of one dimension; ids outside the vocabulary are left out.
-            skip_special_tokens: Leave special tokens out.
-
-        Returns:
-            The text.
-        """
-        values: Any = ids.tolist() if hasattr(ids, "tolist") else ids
-        known = [int(value) for value in values if 0 <= value < len(self)]
-        return self._backend.decode(known, skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of ``token``, or None if it is not in the vocabulary."""
