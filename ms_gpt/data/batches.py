@@ -67,6 +67,9 @@ class Batches:
         counts = np.bincount(self.bucket_of, minlength=len(self.buckets))
         self.steps_per_epoch = int(sum(-(-count // batch_size) for count in counts))
 
+    def __len__(self) -> int:
+        return len(self.sequences)
+
     @property
     def columns(self) -> list[str]:
         """The names of the arrays in a batch, which are arguments of the models."""

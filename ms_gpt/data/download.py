@@ -1,4 +1,4 @@
-"""IMDB and SST-2 from their official addresses, kept in a cache folder."""
+"""Data sets from their official addresses, kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Archive:
         title: Its name for messages.
         url: Address of the archive.
         md5: Checksum of the archive.
-        folder: The folder in the archive that holds the data.
-        wanted: Pattern of the files to keep, as paths in the archive.
+        folder: The folder in the archive that holds the data; of a bare file the place in the cache.
+        wanted: Pattern of the files to keep, as paths in the archive; none if it is no archive but a bare file.
     """
 
     title: str
     url: str
     md5: str
     folder: str
-    wanted: str
+    wanted: str = ""
 
 
 ARCHIVES = {
@@ -63,6 +63,24 @@ ARCHIVES = {
     ),
 }
 
+# Texts without labels.
+TEXT_ARCHIVES = {
+    # Its first address, s3.amazonaws.com/research.metamind.io, is gone; the author keeps the archive here.
+    "wikitext2": Archive(
+        title="WikiText-2",
+        url="https://wikitext.smerity.com/wikitext-2-v1.zip",
+        md5="542ccefacc6c27f945fb54453812b3cd",
+        folder="wikitext-2",
+        wanted=r"wikitext-2/wiki\.(train|valid|test)\.tokens",
+    ),
+    "shakespeare": Archive(
+        title="tiny Shakespeare",
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        md5="6fb458f1232090904fb40fe944165e91",
+        folder="tinyshakespeare.txt",
+    ),
+}
+
 
 def cache_dir() -> Path:
     """Return the folder that keeps downloads: ``$MS_GPT_CACHE``, else ``~/.cache/ms_gpt``."""
@@ -70,34 +88,35 @@ def cache_dir() -> Path:
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
-    """Return the folder of a known data set, downloading it the first time.
+    """Return the folder, or the file, of a known data set, downloading it the first time.
 
     Args:
-        name: ``"imdb"`` or ``"sst2"``.
+        name: A key of ``ARCHIVES`` or ``TEXT_ARCHIVES``.
         progress: Called with the bytes so far and the bytes in all (None if unknown) while downloading.
 
     Returns:
-        The unpacked folder in the cache.
+        The unpacked folder, or the file, in the cache.
 
     Raises:
         UserError: If the download fails (no network, no space, wrong checksum); the message says what to do.
     """
-    archive = ARCHIVES[name]
+    archive = {**ARCHIVES, **TEXT_ARCHIVES}[name]
     target = cache_dir() / archive.folder
-    if target.is_dir():
+    if target.exists():
         return target
-    packed = cache_dir() / archive.url.rpartition("/")[2]
+    packed = cache_dir() / archive.url.rpartition("/")[2] if archive.wanted else target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not packed.is_file():
             download(archive.url, packed, archive.md5, progress)
-        unpack(packed, target, archive.folder, archive.wanted)
-        packed.unlink()
+        if archive.wanted:
+            unpack(packed, target, archive.folder, archive.wanted)
+            packed.unlink()
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise UserError(
-            f"cannot download {archive.title} from {archive.url} ({reason}): check the network, or put the unpacked "
-            f"folder at {target}"
+            f"cannot download {archive.title} from {archive.url} ({reason}): check the network, or put the "
+            f"{'unpacked folder' if archive.wanted else 'file'} at {target}"
         ) from None
     except OSError as error:
         raise UserError(f"cannot write {archive.title} to {target.parent}: {error.strerror or error}") from None

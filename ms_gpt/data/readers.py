@@ -84,7 +84,7 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
     if table_stem(path) is None:
         return [line for line in read_text(path).splitlines() if line.strip()]
     columns = read_table(path)
-    return [str(text) for text in columns[_pick(columns, text_column, TEXT_COLUMNS, "text", str(path))]]
+    return [str(text) for text in columns[pick_column(columns, text_column, TEXT_COLUMNS, "text", str(path))]]
 
 
 def _part_of(stem: str) -> str | None:
@@ -160,8 +160,8 @@ def _from_hugging_face(
         part = _part_of(key.lower())
         if part is None or part in parts:
             continue
-        text = _pick(rows.column_names, text_column, TEXT_COLUMNS, "text", name)
-        label = _pick(rows.column_names, label_column, LABEL_COLUMNS, "label", name)
+        text = pick_column(rows.column_names, text_column, TEXT_COLUMNS, "text", name)
+        label = pick_column(rows.column_names, label_column, LABEL_COLUMNS, "label", name)
         columns = {text: list(rows[text]), label: list(rows[label])}
         # The hub marks the hidden labels of a test part with -1.
         if all(value == -1 for value in columns[label]):
@@ -184,8 +184,8 @@ def _labelled(
     texts, labels = {}, {}
     for part, columns in parts.items():
         where = f"{source} ({part})"
-        texts[part] = columns[_pick(columns, text_column, TEXT_COLUMNS, "text", where)]
-        labels[part] = columns[_pick(columns, label_column, LABEL_COLUMNS, "label", where)]
+        texts[part] = columns[pick_column(columns, text_column, TEXT_COLUMNS, "text", where)]
+        labels[part] = columns[pick_column(columns, label_column, LABEL_COLUMNS, "label", where)]
         for row, (text, label) in enumerate(zip(texts[part], labels[part], strict=True)):
             if not isinstance(text, str):
                 raise UserError(f"{where}: the text of row {row} is {text!r}: every row needs a text")
@@ -201,7 +201,22 @@ def _labelled(
     }
 
 
-def _pick(columns: Iterable[str], wanted: str | None, usual: tuple[str, ...], kind: str, source: str) -> str:
+def pick_column(columns: Iterable[str], wanted: str | None, usual: tuple[str, ...], kind: str, source: str) -> str:
+    """Choose a column of a table.
+
+    Args:
+        columns: The names there are.
+        wanted: The one asked for, or ``None``.
+        usual: Names to look for otherwise, in any case, the first that is there.
+        kind: What it holds, for messages.
+        source: What to call the table in an error.
+
+    Returns:
+        Its name.
+
+    Raises:
+        UserError: There is no such column.
+    """
     columns = list(columns)
     found = ", ".join(columns)
     if wanted is not None:

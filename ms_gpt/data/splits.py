@@ -171,3 +171,21 @@ def _fault_of_target(label: Any, num_labels: int) -> str:
     if len(values) != num_labels or not all(_is_number(value) for value in values):
         return f"is not {num_labels} finite number(s), as regression with num_labels={num_labels} needs"
     return ""
+
+
+def choose_part(parts: Mapping[str, Any], part: str, data: str) -> Any:
+    """Return one part of some data; the only part, where there is one alone.
+
+    Args:
+        parts: Part to its data.
+        part: The one that is wanted.
+        data: What to call the whole in an error.
+
+    Raises:
+        UserError: There are several parts, and none of that name.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    if part not in parts:
+        raise UserError(f"{data} has no part {part!r}: choose one of {', '.join(parts)} with --part")
+    return parts[part]
