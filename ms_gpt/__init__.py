@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = attach(
         "UserError": "errors",
         "convert": "checkpoint",
         "export_mindir": "export",
+        "generate": "generation",
         "load_dataset": "data",
     },
 )

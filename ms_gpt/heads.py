@@ -46,9 +46,13 @@ class LMHead(nn.Cell):
 class LanguageModelMixin:
     """What the models with a language-model output share."""
 
+    def output_table(self) -> Tensor:
+        """Return the output projection (V, D): the head's weight or the tied embedding."""
+        return self.transformer.tokens_embed.embedding_table if self.is_tied else self.lm_head()
+
     def lm_logits(self, hidden_states: Tensor) -> Tensor:
         """Project hidden states (B, T, D) to logits (B, T, V) with the head or the tied embedding."""
-        table = self.transformer.tokens_embed.embedding_table if self.is_tied else self.lm_head()
+        table = self.output_table()
         shape, dtype = hidden_states.shape, self.compute_dtype
         flat = hidden_states.reshape((-1, shape[-1])).astype(dtype)
         logits = ops.MatMul(transpose_b=True)(flat, table.astype(dtype))
@@ -84,7 +88,36 @@ class GPTLMHeadModel(LanguageModelMixin, GPTPreTrainedModel):
         self.is_tied = config.tie_word_embeddings
         if not self.is_tied:
             self.lm_head = LMHead(config)
+        # What generation has compiled for this model; see ms_gpt.generation.session.
+        self.sessions: dict[tuple, Any] = {}
         self.post_init()
+
+    def forget_graphs(self) -> None:
+        """Drop compiled graphs, generation's too, after the structure has changed."""
+        super().forget_graphs()
+        self.sessions.clear()
+
+    def generate(self, input_ids: Any, attention_mask: Any = None, past_key_values: Any = None,
+                 **settings: Any) -> Tensor:
+        """Continue rows of token ids.
+
+        Args:
+            input_ids: int Tensor or array (B, T), or a list of rows; rows of unequal length are padded on the left.
+            attention_mask: Of the shape of ``input_ids``: 1 for real tokens, 0 for padding on either side. Default: all
+                real.
+            past_key_values: A ``generation.Session`` that keeps keys and values between calls, or ``None``.
+            **settings: Fields of ``generation.GenerationSettings``.
+
+        Returns:
+            int32 Tensor (B * num_return_sequences, T + new tokens): each row, its continuation, and padding once it
+            has ended. The sequences of one row stand together, the best first in a beam search.
+
+        Raises:
+            UserError: A setting or a row breaks its rule.
+        """
+        from ms_gpt.generation.engine import generate
+
+        return generate(self, input_ids, attention_mask, past_key_values, settings)
 
     def construct(
         self,
@@ -95,9 +128,12 @@ class GPTLMHeadModel(LanguageModelMixin, GPTPreTrainedModel):
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        past_key_values: tuple | None = None,
+        cache_position: Tensor | None = None,
     ) -> tuple:
         """Return the loss (with labels) and the logits; see the class for shapes."""
-        outputs = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        outputs = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
+                                   past_key_values, cache_position)
         logits = self.lm_logits(outputs[0])
         if labels is None:
             return (logits,) + outputs[1:]

@@ -218,25 +218,28 @@ class Dropout(nn.Cell):
         return odd[:rows].reshape((rows, 1)) * odd[rows:].reshape((1, columns)) >= self.threshold
 
 
-def attention_bias(length: int, attention_mask: Tensor | None, window_size: int | None = None) -> Tensor:
+def attention_bias(length: int, attention_mask: Tensor | None, window_size: int | None = None,
+                   query_position: Tensor | None = None) -> Tensor:
     """Build the number that is added to attention scores: 0 where a query may look, else the lowest float32.
 
     Args:
-        length: T, the number of queries and keys.
-        attention_mask: Tensor (B, T) of 1 (real token) and 0 (padding), or ``None``.
+        length: S, the number of keys.
+        attention_mask: Tensor (B, S) of 1 (real token) and 0 (padding), or ``None``.
         window_size: Number of tokens a query may look at, its own counted; ``None`` for all before it.
+        query_position: int32 Tensor (T,), the places of the queries among the keys. Default: T = S, one at each.
 
     Returns:
-        float32 Tensor (1, 1, T, T), or (B, 1, T, T) with a mask.
+        float32 Tensor (1, 1, T, S), or (B, 1, T, S) with a mask.
 
     Source: the local attention of GPT-Neo for what a window counts.
     """
     position = ops.arange(0, length, 1, dtype=ms.int32)
-    query, key = position.reshape((length, 1)), position.reshape((1, length))
+    query = position if query_position is None else query_position
+    query, key = query.reshape((-1, 1)), position.reshape((1, length))
     allowed = query >= key
     if window_size is not None:
         allowed = ops.logical_and(allowed, query < key + window_size)
-    allowed = allowed.reshape((1, 1, length, length))
+    allowed = allowed.reshape((1, 1, -1, length))
     if attention_mask is not None:
         allowed = ops.logical_and(allowed, (attention_mask != 0).reshape((-1, 1, 1, length)))
     zero, lowest = Tensor(0.0, ms.float32), Tensor(float(np.finfo(np.float32).min), ms.float32)

@@ -17,8 +17,10 @@ from ms_gpt import runtime
 from ms_gpt.config import GPTConfig as BaseConfig
 from ms_gpt.data.batches import to_mindspore
 from ms_gpt.errors import UserError, suggest
+from ms_gpt.generation.engine import generate_ids
+from ms_gpt.generation.settings import NO_TOKEN, GenerationSettings
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import IGNORE_INDEX, cross_entropy, gather_positions
+from ms_gpt.layers import IGNORE_INDEX, cross_entropy
 from ms_gpt.training.callbacks import default_console
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate
@@ -326,24 +328,10 @@ def sample(model: GPTLMHeadModel, x: Tensor, steps: int, temperature: float = 1.
         raise UserError(f"temperature={temperature!r} is not greater than 0")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k={top_k!r} is not at least 1")
-    model.set_train(False)
-    ids, limit = x.asnumpy(), model.config.n_positions
-    for _ in range(steps):
-        context = ids[:, -limit:]
-        # One shape for all steps, so that one graph serves them; later positions cannot be seen from earlier ones.
-        padded = np.zeros((len(ids), limit), np.int32)
-        padded[:, : context.shape[1]] = context
-        last = Tensor(np.full(len(ids), context.shape[1] - 1, np.int32))
-        logits = gather_positions(model(Tensor(padded))[0], last).asnumpy()
-        chosen = _draw(logits / temperature, top_k) if sample else logits.argmax(-1)
-        ids = np.concatenate([ids, chosen[:, None].astype(ids.dtype)], 1)
-    return Tensor(ids, x.dtype)
-
-
-def _draw(logits: np.ndarray, top_k: int | None) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    if top_k is not None and top_k < logits.shape[-1]:
-        smallest = np.sort(logits, -1)[:, -top_k, None]
-        logits = np.where(logits < smallest, -np.inf, logits)
-    # The largest of logits plus Gumbel noise is a draw from their softmax.
-    return (logits + np.random.gumbel(size=logits.shape)).argmax(-1)
+    if steps < 1:
+        return x
+    drawing = {"temperature": temperature, "top_k": top_k} if sample else {}
+    settings = GenerationSettings(steps, eos_token_id=NO_TOKEN, seed=int(np.random.randint(2**31)), context_stride=1,
+                                  **drawing)
+    new = generate_ids(model, x.asnumpy().tolist(), settings)
+    return Tensor(np.concatenate([x.asnumpy(), new], 1), x.dtype)

@@ -54,12 +54,14 @@ class Attention(nn.Cell):
 
     Inputs:
         x: Tensor (B, T, D).
-        bias: float32 Tensor (1 or B, 1, T, T) added to the scores; see ``layers.attention_bias``.
+        bias: float32 Tensor (1 or B, 1, T, S) added to the scores; see ``layers.attention_bias``.
         head_mask: Tensor (1, H, 1, 1) or ``None``; 0 silences a head.
         dropout_key: int32 scalar Tensor, read in training only.
+        past: ``None`` (S = T), or a tuple of the layer's two caches (B, H, S, K), ``cache_position`` (T,) and a Tensor
+            (B, 1, T, 1), 1 for real tokens and 0 for padding. Columns of the caches that have not been written are 0.
 
     Outputs:
-        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, T).
+        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, S).
 
     Source: Vaswani et al. 2017, section 3.2; names from openai/finetune-transformer-lm.
     """
@@ -80,6 +82,7 @@ class Attention(nn.Cell):
         self.softmax = ops.Softmax(-1)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.weighted_sum = ops.BatchMatMul()
+        self.add_columns = ops.IndexAdd(axis=2)
 
     @property
     def pruned_heads(self) -> set[int]:
@@ -114,12 +117,22 @@ class Attention(nn.Cell):
         x = x.transpose((0, 2, 1, 3))
         return x.reshape((x.shape[0], x.shape[1], self.n_head * self.head_size))
 
+    def remember(self, past: tuple, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (B, H, T, K) into the caches; return all that these hold, (B, H, S, K) each."""
+        key_cache, value_cache, cache_position, is_real = past
+        is_real = is_real.astype(key.dtype)
+        # Adding to columns of zeros is the fastest way to write in place. Padding leaves its columns free.
+        return (self.add_columns(key_cache, cache_position, key * is_real),
+                self.add_columns(value_cache, cache_position, value * is_real))
+
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
-                  dropout_key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor]:
         """Return the attention output, without the residual, and the weights."""
         dtype = self.c_attn.compute_dtype
         query, key, value = ops.split(self.c_attn(x), self.n_head * self.head_size, axis=2)
         query, key, value = self.split_heads(query), self.split_heads(key), self.split_heads(value)  # (B, H, T, K)
+        if past is not None:
+            key, value = self.remember(past, key, value)  # (B, H, S, K)
         # The scores and the softmax stay in float32 whatever the products are computed in.
         scores = self.scores(query * self.scale, key).astype(ms.float32) + bias  # (B, H, T, S)
         weights = self.attn_dropout(self.softmax(scores), dropout_key)
@@ -152,14 +165,14 @@ class Block(nn.Cell):
         self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
-                  dropout_key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor]:
         """Return the new hidden states and the attention weights."""
         if self.post_norm:
-            attended, weights = self.attn(x, bias, head_mask, dropout_key)
+            attended, weights = self.attn(x, bias, head_mask, dropout_key, past)
             x = self.ln_1(x + attended)
             x = self.ln_2(x + self.mlp(x, dropout_key))
         else:
-            attended, weights = self.attn(self.ln_1(x), bias, head_mask, dropout_key)
+            attended, weights = self.attn(self.ln_1(x), bias, head_mask, dropout_key, past)
             x = x + attended
             x = x + self.mlp(self.ln_2(x), dropout_key)
         return x, weights
@@ -173,16 +186,20 @@ class GPTModel(GPTPreTrainedModel):
 
     Inputs:
         input_ids: int Tensor (B, T); or give ``inputs_embeds``.
-        attention_mask: Tensor (B, T), 1 for real tokens and 0 for padding. Default: all real.
+        attention_mask: Tensor (B, T), 1 for real tokens and 0 for padding; with a cache (B, S). Default: all real.
         token_type_ids: int Tensor (B, T) of token ids whose embeddings are added (GPT-1's segments).
         position_ids: int Tensor (B, T) or (1, T). Default: 0, 1, 2 ... in every row, as transformers has it; with left
-            padding pass ``cumsum(attention_mask) - 1``.
+            padding pass ``cumsum(attention_mask) - 1``. With a cache the default is ``cache_position``.
         head_mask: Tensor (H,) or (L, H); 0 silences a head.
         inputs_embeds: Tensor (B, T, D) in place of ``input_ids``.
+        past_key_values: Keys and values of the tokens so far, a tuple of L pairs of Parameters (B, H, S, K) that the T
+            new ones are written to in place. Parameters enter a graph with the Cell that owns them, so it is such a
+            Cell that calls the model with a cache: see ``ms_gpt.generation``.
+        cache_position: int32 Tensor (T,), the columns of the cache that belong to the T tokens; needed with a cache.
 
     Outputs:
         Tuple of the last hidden states (B, T, D); then, if ``output_hidden_states``, a tuple of L + 1 such Tensors;
-        then, if ``output_attentions``, a tuple of L Tensors (B, H, T, T).
+        then, if ``output_attentions``, a tuple of L Tensors (B, H, T, S); S = T without a cache.
 
     Raises:
         UserError: Both or neither of ``input_ids`` and ``inputs_embeds`` are given, or T exceeds ``n_positions``.
@@ -249,22 +266,35 @@ class GPTModel(GPTPreTrainedModel):
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        past_key_values: tuple | None = None,
+        cache_position: Tensor | None = None,
     ) -> tuple:
         """Return the hidden states; see the class for shapes."""
         dropout_key = self.next_dropout_key() if self.training else None
+        query_position = None if past_key_values is None else cache_position
+        if position_ids is None and query_position is not None:
+            position_ids = query_position.reshape((1, -1))
         hidden_states = self.embed(input_ids, token_type_ids, position_ids, inputs_embeds)
         hidden_states = self.drop(hidden_states, dropout_key)
-        bias = attention_bias(hidden_states.shape[1], attention_mask)
+        batch, length = hidden_states.shape[:2]
+        is_real = None
+        if past_key_values is not None:
+            length = past_key_values[0][0].shape[2]
+            if attention_mask is None:
+                attention_mask = ops.ones((batch, length), ms.int32)
+            is_real = (ops.gather(attention_mask, cache_position, 1) != 0).reshape((batch, 1, -1, 1))
+        bias = attention_bias(length, attention_mask, None, query_position)
         local_bias = bias
         if self.window_size is not None:
-            local_bias = attention_bias(hidden_states.shape[1], attention_mask, self.window_size)
+            local_bias = attention_bias(length, attention_mask, self.window_size, query_position)
 
         all_hidden_states, all_attentions = (), ()
         for i in range(len(self.h)):
             all_hidden_states = all_hidden_states + (hidden_states,)
             layer_bias = local_bias if self.is_local[i] else bias
             layer_head_mask = self.layer_head_mask(head_mask, i)
-            hidden_states, weights = self.h[i](hidden_states, layer_bias, layer_head_mask, dropout_key)
+            past = None if past_key_values is None else past_key_values[i] + (cache_position, is_real)
+            hidden_states, weights = self.h[i](hidden_states, layer_bias, layer_head_mask, dropout_key, past)
             all_attentions = all_attentions + (weights,)
         if self.has_final_norm:
             hidden_states = self.ln_f(hidden_states)
