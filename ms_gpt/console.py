@@ -77,6 +77,13 @@ class Console:
         if not (self.quiet and self.json):
             (sys.stderr if self.json else sys.stdout).write(f"{printable(text)}\n")
 
+    def write(self, text: str) -> None:
+        """Print a piece of a text that the user asked for, without a line end, at once; also when ``quiet``."""
+        if not (self.quiet and self.json):
+            stream = sys.stderr if self.json else sys.stdout
+            stream.write(printable(text))
+            stream.flush()
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
         """Print a table of results.
 
@@ -268,6 +275,10 @@ def _figure(name: str, value: Any) -> str:
         return f"lr {value:.1e}"
     if name == "tokens_per_second":
         return f"{value / 1000:.1f}k tokens/s" if value >= 10_000 else f"{value:.0f} tokens/s"
+    if name == "ms_per_batch":
+        return f"{value:.0f} ms/batch"
+    if name == "perplexity":
+        return f"perplexity {value:.4g}"
     label = name.replace("_", " ")
     return f"{label} {value}" if isinstance(value, int) else f"{label} {value:.4f}"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ms_gpt.cli import to_json
-from ms_gpt.cli.options import RuntimeOptions, option, read_config
+from ms_gpt.cli.options import RuntimeOptions, option
+from ms_gpt.cli.runs import place, write_recipe
 from ms_gpt.console import Console
-from ms_gpt.errors import UserError
 from ms_gpt.training.recipe import recipe
 
 HELP = "train a text classifier, from pre-trained weights or from scratch"
@@ -129,7 +129,7 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     Returns:
         ``output_dir``, ``best`` (figures on the validation data) and ``test`` (figures on the test data, or ``None``).
     """
-    options = place(options)
+    options = place(options, "finetune", options.data, _ONLY_FROM_SCRATCH)
     console = Console(options.quiet, options.json)
     from ms_gpt import plots, runtime
     from ms_gpt.checkpoint.atomic import make_folder, write_json
@@ -149,7 +149,7 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     trainer = steps.finetuning(classifier, tokenizer, corpus, options, console)
     pretrainer = steps.pretraining(classifier, tokenizer, corpus, options, console) if options.pretrain_epochs else None
     make_folder(options.output_dir)
-    _write_recipe(options)
+    write_recipe(options)
     console.header("fine-tuning", _facts(options, corpus, classifier, trainer, running))
     try:
         if pretrainer is not None:
@@ -165,14 +165,6 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     result = {"output_dir": str(options.output_dir), "best": best, "test": test}
     write_json(options.output_dir / "results.json", to_json(result))
     return result
-
-
-def _write_recipe(options: FinetuneOptions) -> None:
-    import yaml
-
-    from ms_gpt.checkpoint.atomic import write_text
-
-    write_text(options.output_dir / "recipe.yaml", yaml.safe_dump(options.to_dict(), sort_keys=False))
 
 
 def _facts(options: FinetuneOptions, corpus: Any, classifier: Any, trainer: Any, running: Any) -> dict[str, str]:
@@ -205,36 +197,6 @@ def _report(console: Console, options: FinetuneOptions, corpus: Any, best: dict,
     console.next_command("predict", "--model", options.output_dir / "best", text)
 
 
-def place(options: FinetuneOptions) -> FinetuneOptions:
-    """Choose the folder of the run, and take up the settings of the run that is to be resumed.
-
-    Args:
-        options: As parsed.
-
-    Returns:
-        Options with a folder.
-
-    Raises:
-        UserError: The folder already holds a run, or a setting does not go with pre-trained weights.
-    """
-    folder = options.output_dir or _default_folder(options)
-    written = folder / "recipe.yaml"
-    values: dict[str, Any] = {"output_dir": folder}
-    if options.resume and written.exists():
-        before = read_config(written, FinetuneOptions, "finetune")
-        values = {**{key: value for key, value in before.items() if key not in options.explicit}, **values,
-                  "resume": True}
-    elif written.exists():
-        raise UserError(f"{folder} already holds a run: add --resume to go on with it, or give another --output-dir")
-    options = dataclasses.replace(options, **values)
-    if options.model is not None and not options.resume:
-        wrong = [name for name in _ONLY_FROM_SCRATCH if name in options.explicit]
-        if wrong:
-            raise UserError(f"--{wrong[0].replace('_', '-')} is for training from scratch: {options.model} "
-                            "already says what the model is")
-    return options
-
-
 def with_recipe(options: FinetuneOptions, texts: Sequence[str]) -> FinetuneOptions:
     """Fill what the user left open from the recipe for these texts.
 
@@ -249,16 +211,3 @@ def with_recipe(options: FinetuneOptions, texts: Sequence[str]) -> FinetuneOptio
     defaults = recipe(options.model is not None, words)
     return dataclasses.replace(
         options, **{name: value for name, value in defaults.items() if getattr(options, name) is None})
-
-
-def _default_folder(options: FinetuneOptions) -> Path:
-    """Return ``runs/NAME``, or the next free ``runs/NAME-2`` for a new run."""
-    name = Path(options.data).name.split(".")[0] or "data"
-    first, number = Path("runs") / name, 2
-    folder = first
-    while (folder / "recipe.yaml").exists():
-        following = first.with_name(f"{name}-{number}")
-        if options.resume and not (following / "recipe.yaml").exists():
-            break
-        folder, number = following, number + 1
-    return folder

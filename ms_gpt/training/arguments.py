@@ -46,6 +46,7 @@ class _Fields:
     truncation: str = "head_tail"
     buckets: int = 3
     word_dropout: float = 0.0
+    softmax_tokens: int = 0
     class_weights: list[float] | None = None
     seed: int = 0
     device: str = "auto"
@@ -87,6 +88,8 @@ class TrainingArguments(_Fields):
         truncation: What a truncated text keeps: ``"head"``, ``"tail"`` or ``"head_tail"``.
         buckets: Number of padded lengths, each with its own compiled graph.
         word_dropout: Share of a text's tokens that training replaces by ``<unk>``, in [0, 1).
+        softmax_tokens: Tokens of the vocabulary that each training step of a language model scores; 0 means all. See
+            ``step.SampledTargetLoss``.
         class_weights: One weight for each class in the single-label loss.
         seed: Seed of the data order and of dropout.
         device: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"ascend"``.
@@ -114,7 +117,7 @@ class TrainingArguments(_Fields):
         """
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps", "buckets"):
             _check(name, getattr(self, name), lambda x: x >= 1 and x == int(x), "a whole number of at least 1")
-        for name in ("warmup_steps", "eval_steps", "save_steps"):
+        for name in ("warmup_steps", "eval_steps", "save_steps", "softmax_tokens"):
             _check(name, getattr(self, name), lambda x: x >= 0 and x == int(x), "a whole number of at least 0")
         for name in ("learning_rate", "adam_epsilon"):
             _check(name, getattr(self, name), lambda x: 0 < x < float("inf"), "greater than 0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ms_gpt import checkpoint
 from ms_gpt.checkpoint.atomic import explain_os_errors, make_folder
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
+from ms_gpt.training.perplexity import perplexity
 
 if TYPE_CHECKING:
     from ms_gpt.training.trainer import Trainer
@@ -77,7 +79,7 @@ class Progress(Callback):
         self.stack = contextlib.ExitStack()
         self.compiling = contextlib.ExitStack()
         self.pending: list[tuple] = []
-        self.tokens, self.seconds = 0, 0.0
+        self.batches, self.tokens, self.seconds = 0, 0, 0.0
 
     def on_train_begin(self, run_context: RunContext) -> None:
         """Open the bar."""
@@ -106,6 +108,7 @@ class Progress(Callback):
             self.compiling.close()
             self.bar.restart_clock()
         else:
+            self.batches += 1
             self.tokens += self.trainer.count_tokens(self.batch)
             self.seconds += time.perf_counter() - self.started
         if state.step % args.logging_steps == 0 or state.step == state.max_steps:
@@ -120,15 +123,20 @@ class Progress(Callback):
         _, norm, rate = (float(value.asnumpy()) for value in self.pending[-1])
         self.pending.clear()
         speed = self.tokens / self.seconds if self.seconds else None
-        self.tokens, self.seconds = 0, 0.0
+        pace = 1000 * self.seconds / self.batches if self.batches else None
+        self.batches, self.tokens, self.seconds = 0, 0, 0.0
         loss = float(np.mean(losses))
         if not np.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {state.step}: lower the learning rate "
                             f"({self.trainer.args.learning_rate:g}) or check the labels; last/ holds the last save")
-        self.log.write(step=state.step, epoch=round(state.epochs_done, 4), loss=loss, learning_rate=rate,
-                       grad_norm=norm, tokens_per_second=speed)
-        evaluated = {name: state.last_eval[name] for name in ("accuracy", "perplexity") if name in state.last_eval}
-        self.bar.update(state.step, loss=loss, learning_rate=rate, **evaluated, tokens_per_second=speed)
+        # A classifier's loss has parts, and no perplexity.
+        figures = {} if self.trainer.is_classifier else {"perplexity": perplexity(loss)}
+        self.log.write(step=state.step, epoch=round(state.epochs_done, 4), loss=loss, **figures, learning_rate=rate,
+                       grad_norm=norm, ms_per_batch=pace, tokens_per_second=speed)
+        if "accuracy" in state.last_eval:
+            figures["accuracy"] = state.last_eval["accuracy"]
+        self.bar.update(state.step, loss=loss, learning_rate=rate, **figures, ms_per_batch=pace,
+                        tokens_per_second=speed)
 
     def on_train_end(self, run_context: RunContext) -> None:
         """Close the bar."""
@@ -160,8 +168,8 @@ class EvaluateAndSave(Callback):
         is_last = state.step >= state.max_steps
         if ends_epoch:
             state.epoch, state.batch = state.epoch + 1, 0
-        evaluates = _is_due(args.eval_strategy, args.eval_steps, state.step, ends_epoch or is_last)
-        saves = _is_due(args.save_strategy, args.save_steps, state.step, ends_epoch or is_last)
+        evaluates = _is_due(args.eval_strategy, args.eval_steps, state.step, ends_epoch, is_last)
+        saves = _is_due(args.save_strategy, args.save_steps, state.step, ends_epoch, is_last)
         if evaluates and trainer.eval_batches is not None:
             state.stopped = trainer.evaluate_and_keep_best() or state.stopped
             # The model is shared with the train step, whose next bucket may be compiled only now.
@@ -182,8 +190,30 @@ class EvaluateAndSave(Callback):
             f"{self.trainer.phase} epoch {state.epochs_done:.2f}, step {state.step}: {shown}{mark}")
 
 
-def _is_due(strategy: str, every: int, step: int, boundary: bool) -> bool:
-    return boundary if strategy == "epoch" else strategy == "steps" and (step % every == 0)
+class Samples(Callback):
+    """Prints a text that the model writes, after each evaluation.
+
+    Args:
+        trainer: Whose model writes.
+        write: Returns the text.
+    """
+
+    def __init__(self, trainer: Trainer, write: Callable[[], str]) -> None:
+        super().__init__()
+        self.trainer, self.write = trainer, write
+
+    def on_train_step_end(self, run_context: RunContext) -> None:
+        """Write if an evaluation was due."""
+        trainer, state = self.trainer, self.trainer.state
+        if _is_due(trainer.args.eval_strategy, trainer.args.eval_steps, state.step, state.batch == 0,
+                   state.step >= state.max_steps):
+            trainer.model.set_train(False)
+            trainer.console.note(f"  sample: {self.write()!r}")
+            trainer.model.set_train()
+
+
+def _is_due(strategy: str, every: int, step: int, ends_epoch: bool, is_last: bool) -> bool:
+    return strategy != "no" and (is_last or (ends_epoch if strategy == "epoch" else step % every == 0))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -1,8 +1,8 @@
-"""Using a saved classifier: scores on labelled texts, labels for new ones."""
+"""Using a saved model: scores on labelled texts, labels for new ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 from mindspore import Tensor
 
 from ms_gpt import runtime
-from ms_gpt.config import GPTConfig
 from ms_gpt.data import Dataset, load_dataset
 from ms_gpt.data.batches import Batches
 from ms_gpt.data.encode import encode_texts
+from ms_gpt.data.splits import choose_part
 from ms_gpt.errors import UserError
 from ms_gpt.heads import AutoModel, GPTForSequenceClassification
-from ms_gpt.tokenizer import Tokenizer
+from ms_gpt.pretrained import GPTPreTrainedModel
+from ms_gpt.tokenizer import BaseTokenizer, Tokenizer
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.finetuning import truncation_rule
 from ms_gpt.training.metrics import log_softmax
@@ -25,7 +26,27 @@ from ms_gpt.training.step import Forward
 from ms_gpt.training.trainer import Trainer
 
 
-def load_classifier(folder: str | Path, options: Any) -> tuple[GPTForSequenceClassification, Tokenizer]:
+def load_model(source: str | Path, options: Any) -> tuple[GPTPreTrainedModel, BaseTokenizer]:
+    """Set the device up and load a model with its tokenizer.
+
+    Args:
+        source: A folder, or a name on the hub.
+        options: Has ``device``, ``mode``, ``dtype`` and ``seed``.
+
+    Returns:
+        Model, of the class that was saved, and tokenizer.
+
+    Raises:
+        UserError: There is no model or no tokenizer.
+    """
+    runtime.setup(options.device, options.mode, options.dtype, options.seed)
+    model = AutoModel.from_pretrained(source)
+    if options.dtype != "float32":
+        model.set_compute_dtype(options.dtype)
+    return model, Tokenizer.from_pretrained(source)
+
+
+def load_classifier(folder: str | Path, options: Any) -> tuple[GPTForSequenceClassification, BaseTokenizer]:
     """Set the device up and load a classifier with its tokenizer.
 
     Args:
@@ -38,62 +59,55 @@ def load_classifier(folder: str | Path, options: Any) -> tuple[GPTForSequenceCla
     Raises:
         UserError: The folder is missing or holds no classifier.
     """
-    runtime.setup(options.device, options.mode, options.dtype, options.seed)
-    model = AutoModel.from_pretrained(folder)
+    model, tokenizer = load_model(folder, options)
     if not isinstance(model, GPTForSequenceClassification):
         raise UserError(f"{folder} holds a {type(model).__name__}, not a classifier: give a folder that finetune has "
                         "written")
-    if options.dtype != "float32":
-        model.set_compute_dtype(options.dtype)
-    return model, Tokenizer.from_pretrained(folder)
+    return model, tokenizer
 
 
-def load_part(data: str, part: str, config: GPTConfig, text_column: str | None = None,
-              label_column: str | None = None) -> Dataset:
-    """Load one part of a data set, its labels numbered as the classifier numbers them.
+def load_part(data: str, part: str, label2id: Mapping[str, int] | None = None, text_column: str | None = None,
+              label_column: str | None = None, progress: Any = None) -> Dataset:
+    """Load one part of a data set, its labels numbered as the model numbers them.
 
     Args:
         data: Name or path, as for ``load_dataset``.
         part: ``"train"``, ``"validation"`` or ``"test"``; data that is one part is taken whole.
-        config: The classifier's configuration.
+        label2id: Name of each class to its number, or ``None`` where the model's classes have no names.
         text_column: Column of the text, or ``None`` to guess.
         label_column: Column of the label, or ``None`` to guess.
+        progress: Called with bytes so far and bytes in all while downloading, or ``None``.
 
     Returns:
         The rows.
 
     Raises:
-        UserError: The part does not exist, or a label's name is not one of the classifier's.
+        UserError: The part does not exist, or a label's name is not one of the model's.
     """
-    parts = load_dataset(data, text_column, label_column)
-    if len(parts) == 1:
-        dataset = next(iter(parts.values()))
-    elif part in parts:
-        dataset = parts[part]
-    else:
-        raise UserError(f"{data} has no part {part!r}: choose one of {', '.join(parts)} with --part")
-    if dataset.label_names and config.id2label:
-        known = config.label2id
-        unknown = [name for name in dataset.label_names if name not in known]
+    dataset = choose_part(load_dataset(data, text_column, label_column, progress=progress), part, data)
+    if dataset.label_names and label2id:
+        unknown = [name for name in dataset.label_names if name not in label2id]
         if unknown:
-            raise UserError(f"{data} has the label {unknown[0]!r}, which the classifier does not know: "
-                            f"known are {', '.join(known)}")
-        numbers = [known[name] for name in dataset.label_names]
+            raise UserError(f"{data} has the label {unknown[0]!r}, which the model does not know: "
+                            f"known are {', '.join(label2id)}")
+        numbers = [label2id[name] for name in dataset.label_names]
         columns = {name: dataset[name] for name in dataset.column_names}
-        dataset = Dataset({**columns, "label": [numbers[label] for label in dataset["label"]]}, list(known))
+        dataset = Dataset({**columns, "label": [numbers[label] for label in dataset["label"]]}, list(label2id))
     return dataset
 
 
-def scorer(model: GPTForSequenceClassification, tokenizer: Tokenizer, options: Any, console: Any = None) -> Trainer:
+def scorer(model: GPTForSequenceClassification, tokenizer: BaseTokenizer, batch_size: int, options: Any,
+           console: Any = None) -> Trainer:
     """Return a trainer that only scores, with the truncation the model was trained with.
 
     Args:
         model: The classifier.
         tokenizer: Its tokenizer.
-        options: Has ``batch_size``, ``device``, ``mode``, ``dtype`` and ``seed``.
+        batch_size: Texts in a batch.
+        options: Has ``device``, ``mode``, ``dtype`` and ``seed``.
         console: Where anything is drawn.
     """
-    arguments = TrainingArguments(per_device_eval_batch_size=options.batch_size, device=options.device,
+    arguments = TrainingArguments(per_device_eval_batch_size=batch_size, device=options.device,
                                   mode=options.mode, dtype=options.dtype, seed=options.seed,
                                   **truncation_rule(model.config))
     return Trainer(model, arguments, tokenizer=tokenizer, console=console)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ms_gpt.heads import GPTLMHeadModel
+from ms_gpt.layers import IGNORE_INDEX, cross_entropy, log_softmax
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate
@@ -57,6 +61,102 @@ class Loss(Forward):
             arguments[self.columns[i]] = batch[i]
         outputs = self.model(**arguments)
         return self.lm_coef * outputs[0] + outputs[1] if self.has_two else outputs[0]
+
+
+class TargetLoss(nn.Cell):
+    """The loss of a language model on blocks whose targets are already shifted, so that no token goes unscored.
+
+    Args:
+        model: A language model.
+
+    Inputs:
+        input_ids: int Tensor (B, T).
+        targets: int Tensor (B, T), the token after each; -100 where it does not count.
+
+    Outputs:
+        float32 scalar Tensor, the mean over the targets that count, in nats.
+    """
+
+    columns = ("input_ids", "targets")
+
+    def __init__(self, model: GPTLMHeadModel) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss."""
+        logits = self.model(input_ids)[0]
+        return cross_entropy(logits.reshape((-1, logits.shape[-1])), targets.reshape((-1,)))
+
+
+class SampledTargetLoss(nn.Cell):
+    """The loss of ``TargetLoss`` with the sum over the vocabulary estimated from a part of it, for training.
+
+    The softmax over tens of thousands of words takes most of a small model's time. Here each target is scored against
+    the first third of ``tokens``, where vocabularies have their frequent tokens, and against others drawn evenly from
+    the rest, which stand for those not drawn. The estimate of the sum has the true sum as its mean.
+
+    Args:
+        model: A language model.
+        tokens: Tokens that are scored, fewer than the vocabulary has.
+
+    Inputs:
+        As ``TargetLoss``.
+
+    Outputs:
+        As ``TargetLoss``.
+
+    Source: sampled softmax after Jean et al. 2015, section 3; stratified and systematic sampling as in surveys.
+    """
+
+    columns = TargetLoss.columns
+
+    def __init__(self, model: GPTLMHeadModel, tokens: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.frequent = tokens // 3
+        self.rare = model.config.vocab_size - self.frequent
+        self.drawn = tokens - self.frequent
+        self.stride = self.rare // self.drawn
+        weights = np.zeros(tokens, np.float32)
+        weights[self.frequent :] = math.log(self.rare / self.drawn)
+        self.log_weights = Tensor(weights)
+        self.product = ops.MatMul(transpose_b=True)
+        self.sum = ops.ReduceSum(keep_dims=True)
+
+    def scored_ids(self, start: Tensor) -> Tensor:
+        """Return the tokens to score.
+
+        Args:
+            start: int32 scalar Tensor in [0, ``rare``): where the drawing begins; each value draws other tokens.
+
+        Returns:
+            int32 Tensor (tokens,), no token twice.
+        """
+        places = start + self.stride * ops.arange(0, self.drawn, 1, dtype=ms.int32)
+        drawn = self.frequent + places - self.rare * (places >= self.rare).astype(ms.int32)
+        return ops.cat((ops.arange(0, self.frequent, 1, dtype=ms.int32), drawn), 0)
+
+    def scores(self, hidden_states: Tensor, targets: Tensor, start: Tensor) -> Tensor:
+        """Return logits (N, 1 + tokens), the targets' own first, the logarithms of the weights added."""
+        table, dtype = self.model.output_table(), self.model.compute_dtype
+        ids = self.scored_ids(start)
+        own = self.sum(hidden_states * ops.gather(table, targets, 0), -1)
+        logits = self.product(hidden_states.astype(dtype), ops.gather(table, ids, 0).astype(dtype)).astype(ms.float32)
+        is_target = ids.reshape((1, -1)) == targets.reshape((-1, 1))
+        lowest = Tensor(float(np.finfo(np.float32).min), ms.float32)
+        return ops.cat((own, ops.where(is_target, lowest, logits + self.log_weights)), 1)
+
+    def construct(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss."""
+        hidden_states = self.model.transformer(input_ids)[0]
+        hidden_states = hidden_states.reshape((-1, hidden_states.shape[-1])).astype(ms.float32)
+        targets = targets.reshape((-1,))
+        counts = (targets != IGNORE_INDEX).astype(ms.float32)
+        # The key that dropout draws from is another one at every step, and is saved with the run.
+        key = ops.bitwise_and(self.model.transformer.head_dropout_key(), 0x7FFFFFFF)
+        scores = self.scores(hidden_states, ops.maximum(targets, 0), ops.FloorMod()(key, self.rare))
+        return -(log_softmax(scores)[:, 0] * counts).sum() / ops.maximum(counts.sum(), Tensor(1.0, ms.float32))
 
 
 class TrainStep(nn.Cell):

@@ -11,12 +11,12 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from mindspore.train import Callback, Model
 
 from ms_gpt import checkpoint, runtime
 from ms_gpt.checkpoint.atomic import make_folder
-from ms_gpt.data.batches import Batches, choose_buckets, to_mindspore
+from ms_gpt.data.batches import IGNORE_INDEX, Batches, choose_buckets, to_mindspore
 from ms_gpt.data.encode import Encoded, encode_rows
 from ms_gpt.data.splits import check_labels
 from ms_gpt.errors import UserError
@@ -26,8 +26,14 @@ from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.callbacks import EvaluateAndSave, MetricsLog, Progress, default_console
 from ms_gpt.training.metrics import METRICS
 from ms_gpt.training.optimizer import AdamW
+from ms_gpt.training.perplexity import perplexity, score_language_model
 from ms_gpt.training.schedule import LearningRate
-from ms_gpt.training.step import Forward, Loss, TrainStep
+from ms_gpt.training.step import Forward, Loss, SampledTargetLoss, TargetLoss, TrainStep
+
+
+def _is_ready(dataset: Any) -> bool:
+    """Tell batches from rows."""
+    return hasattr(dataset, "steps_per_epoch")
 
 
 @dataclass
@@ -72,7 +78,8 @@ class Trainer:
     Args:
         model: ``GPTForSequenceClassification`` or ``GPTLMHeadModel``.
         args: How to train.
-        train_dataset: Rows with ``text`` or ``input_ids``, and ``label``; for a language model ``input_ids``.
+        train_dataset: Rows with ``text`` or ``input_ids``, and ``label``; for a language model ``input_ids``. Or
+            batches that are ready, such as ``data.blocks.BlockBatches``.
         eval_dataset: Rows that choose the best epoch; never the test set.
         tokenizer: Needed for rows with ``text``; saved beside the model.
         compute_metrics: Gets ``(logits, labels)`` as NumPy arrays and returns further figures by name.
@@ -109,21 +116,30 @@ class Trainer:
         if self.runtime.dtype != "float32":
             model.set_compute_dtype(self.runtime.dtype)
         self.max_length = self._max_length()
+        self.buckets: list[int] = []
+        self.truncated = 0
+        if _is_ready(train_dataset):
+            self.train_batches, self.eval_batches = train_dataset, eval_dataset
+        else:
+            self._encode_parts(train_dataset, eval_dataset)
+        self.output_dir = Path(self.args.output_dir)
+        self.state = self._new_state()
+        self._eval_steps: dict[tuple[str, ...], nn.Cell] = {}
+
+    def _encode_parts(self, train_dataset: Iterable[Mapping[str, Any]] | None,
+                      eval_dataset: Iterable[Mapping[str, Any]] | None) -> None:
         train = self._encode(train_dataset, "training") if train_dataset is not None else None
         evaluation = self._encode(eval_dataset, "evaluation") if eval_dataset is not None else None
         if train is not None and self.is_classifier:
-            check_labels(train.labels, model.config.num_labels, self.problem_type(train.labels), training=True)
+            check_labels(train.labels, self.model.config.num_labels, self.problem_type(train.labels), training=True)
             if self.args.class_weights:
-                model.set_class_weights(self.args.class_weights)
+                self.model.set_class_weights(self.args.class_weights)
         both = [part.sequences for part in (train, evaluation) if part is not None]
         lengths = [len(sequence) for part in both for sequence in part]
         self.buckets = choose_buckets(lengths, self.max_length, self.args.buckets) if lengths else []
         self.train_batches = self._batches(train, self.args.per_device_train_batch_size, shuffle=True)
         self.eval_batches = self._batches(evaluation, self.args.per_device_eval_batch_size)
         self.truncated = train.truncated if train is not None else 0
-        self.output_dir = Path(self.args.output_dir)
-        self.state = self._new_state()
-        self._eval_steps: dict[tuple[str, ...], Forward] = {}
 
     def _max_length(self) -> int:
         limit = self.model.config.n_positions
@@ -235,25 +251,37 @@ class Trainer:
         schedule = LearningRate(args.learning_rate, self.state.max_steps, warmup, args.lr_scheduler_type,
                                 args.min_lr_ratio)
         self._eval_steps = {}
-        step = TrainStep(Loss(self.model, self.train_batches.columns), self.optimizer, schedule, args.max_grad_norm)
-        return step.set_train()
+        columns = self.train_batches.columns
+        if "targets" not in columns:
+            loss = Loss(self.model, columns)
+        elif 0 < args.softmax_tokens < self.model.config.vocab_size:
+            loss = SampledTargetLoss(self.model, args.softmax_tokens)
+        else:
+            loss = TargetLoss(self.model)
+        return TrainStep(loss, self.optimizer, schedule, args.max_grad_norm).set_train()
 
     def count_tokens(self, batch: Sequence[Tensor]) -> int:
         """Return the number of real tokens in a batch of the training data."""
         columns = self.train_batches.columns
         if "attention_mask" in columns:
             return int(batch[columns.index("attention_mask")].asnumpy().sum())
-        return int((batch[columns.index("labels")].asnumpy() != -100).sum())
+        return int((batch[1].asnumpy() != IGNORE_INDEX).sum())
 
-    def _forward(self, columns: Sequence[str]) -> Forward:
+    def forward(self, columns: Sequence[str]) -> nn.Cell:
+        """Return the Cell that evaluates batches with these columns.
+
+        Args:
+            columns: Names of the model's arguments; with ``targets`` the Cell returns the loss alone.
+        """
         # One Cell for all evaluations, since a new one would compile every bucket again.
         key = tuple(columns)
         if key not in self._eval_steps:
-            self._eval_steps[key] = Forward(self.model, columns).set_train(False)
+            step = TargetLoss(self.model) if "targets" in key else Forward(self.model, columns)
+            self._eval_steps[key] = step.set_train(False)
         return self._eval_steps[key]
 
     def _classifier_logits(self, batches: Batches) -> np.ndarray:
-        forward = self._forward(["input_ids", "attention_mask"])
+        forward = self.forward(["input_ids", "attention_mask"])
         self.model.set_train(False)
         logits: list[Any] = [None] * len(batches.sequences)
         for length, indices in batches.plan(0):
@@ -264,15 +292,18 @@ class Trainer:
         return np.stack(logits)
 
     def _language_model_loss(self, batches: Batches) -> dict[str, Any]:
-        forward = self._forward(["input_ids", "labels"])
+        forward = self.forward(batches.columns)
+        if "targets" in batches.columns:
+            return score_language_model(self.model, batches, forward)
         self.model.set_train(False)
         total, count = 0.0, 0
         for input_ids, labels in batches.epoch():
-            scored = int((labels[:, 1:] != -100).sum())
+            # The model shifts labels, so the first of a row is not scored.
+            scored = int((labels[:, 1:] != IGNORE_INDEX).sum())
             total += float(forward(Tensor(input_ids), Tensor(labels))[0].asnumpy()) * scored
             count += scored
         loss = total / max(count, 1)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "n": count}
+        return {"loss": loss, "perplexity": perplexity(loss), "n": count}
 
     def evaluate(self, eval_dataset: Iterable[Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """Score the model.
@@ -357,9 +388,9 @@ class Trainer:
     def _fingerprint(self) -> dict[str, Any]:
         """Return what must not change between a run and its continuation."""
         kept = ("per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
-                "weight_decay", "seed", "word_dropout", "max_length", "truncation", "buckets")
+                "weight_decay", "seed", "word_dropout", "softmax_tokens", "max_length", "truncation", "buckets")
         values = {name: getattr(self.args, name) for name in kept}
-        return {**values, "max_steps": self.state.max_steps, "examples": len(self.train_batches.sequences)}
+        return {**values, "max_steps": self.state.max_steps, "examples": len(self.train_batches)}
 
     def load_state(self) -> None:
         """Go back to what ``save_state`` wrote.

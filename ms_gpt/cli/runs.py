@@ -1,0 +1,68 @@
+"""The folder of a run: where it is, what it says about itself, and how it is taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ms_gpt.cli.options import RuntimeOptions, flag_name, read_config
+from ms_gpt.errors import UserError
+
+AnyRun = TypeVar("AnyRun", bound=RuntimeOptions)
+
+
+def place(options: AnyRun, verb: str, name: str, only_from_scratch: Sequence[str] = ()) -> AnyRun:
+    """Choose the folder of the run, and take up the settings of the run that is to be resumed.
+
+    Args:
+        options: As parsed; has ``output_dir``, ``resume`` and ``model``.
+        verb: The verb, for messages.
+        name: What is trained on, or how: names the folder under ``runs`` where none was given.
+        only_from_scratch: Settings that do not go with ``model``.
+
+    Returns:
+        Options with a folder.
+
+    Raises:
+        UserError: The folder already holds a run, or a setting does not go with pre-trained weights.
+    """
+    folder = options.output_dir or _default_folder(name, options.resume)
+    written = folder / "recipe.yaml"
+    values: dict[str, Any] = {"output_dir": folder}
+    if options.resume and written.exists():
+        before = read_config(written, type(options), verb)
+        values = {**{key: value for key, value in before.items() if key not in options.explicit}, **values,
+                  "resume": True}
+    elif written.exists():
+        raise UserError(f"{folder} already holds a run: add --resume to go on with it, or give another --output-dir")
+    options = dataclasses.replace(options, **values)
+    if options.model is not None and not options.resume:
+        wrong = [item for item in only_from_scratch if item in options.explicit]
+        if wrong:
+            raise UserError(f"{flag_name(wrong[0])} is for training from scratch: {options.model} already says what "
+                            "the model is")
+    return options
+
+
+def write_recipe(options: RuntimeOptions) -> None:
+    """Write ``recipe.yaml``: every setting of the run, fit for ``--config``."""
+    import yaml
+
+    from ms_gpt.checkpoint.atomic import write_text
+
+    write_text(options.output_dir / "recipe.yaml", yaml.safe_dump(options.to_dict(), sort_keys=False))
+
+
+def _default_folder(name: str, resume: bool) -> Path:
+    """Return ``runs/NAME``, or the next free ``runs/NAME-2`` for a new run."""
+    name = Path(name).name.split(".")[0] or "data"
+    first, number = Path("runs") / name, 2
+    folder = first
+    while (folder / "recipe.yaml").exists():
+        following = first.with_name(f"{name}-{number}")
+        if resume and not (following / "recipe.yaml").exists():
+            break
+        folder, number = following, number + 1
+    return folder
