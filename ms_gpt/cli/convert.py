@@ -160,10 +160,14 @@ def _verify(console: Console, options: ConvertOptions, report: ConversionReport)
 
 
 def _show_next(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
-    verb = "predict" if report.architecture.endswith("ForSequenceClassification") else "finetune"
-    has_tokenizer = any((options.target / name).is_file() for name in ("tokenizer.json", "vocab.json",
-                                                                      "encoder_bpe_40000.json"))
-    if has_tokenizer:
-        console.next_command(verb, "--model", options.target)
+    from ms_gpt.checkpoint.files import BPE_FILES
+
+    if any((options.target / name).is_file() for name in ("tokenizer.json", *(names[0] for names in BPE_FILES))):
+        if report.architecture.endswith("ForSequenceClassification"):
+            console.next_command("predict", "--model", options.target)
+        elif report.architecture.endswith("LMHeadModel"):
+            console.next_command("generate", "--model", options.target, "Once upon a time")
+        else:
+            console.next_command("finetune", "--model", options.target)
     else:
         console.note(f"no tokenizer was found beside {options.source}: copy its files to {options.target} before use")

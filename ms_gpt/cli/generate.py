@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,9 @@ def stream(console: Console, model: Any, tokenizer: Any, prompt: str, settings: 
     if with_prompt:
         console.write(prompt)
     for chunk in stream_generate(model, tokenizer, prompt, **settings):
+        if chunk.prompt_tokens_cut and not tokens:
+            console.warn(f"the prompt is longer than the model's {model.config.n_positions} tokens: the first "
+                         f"{chunk.prompt_tokens_cut} are not seen")
         console.write(chunk.text)
         pieces.append(chunk.text)
         tokens += len(chunk.token_ids)
@@ -188,7 +192,11 @@ def _in_batches(console: Console, model: Any, tokenizer: Any, prompts: list[str]
     texts, tokens, each = [], 0, settings["num_return_sequences"]
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
-        written = generate(model, tokenizer, chunk, **settings)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            written = generate(model, tokenizer, chunk, **settings)
+        for warning in said:
+            console.warn(str(warning.message))
         for index, prompt in enumerate(chunk):
             group = written[index * each : (index + 1) * each]
             tokens += sum(len(tokenizer.encode(text)) - len(tokenizer.encode(prompt)) for text in group)

@@ -40,12 +40,11 @@ class Reader:
         self.stride = min(settings.context_stride or max(self.limit // 2, 1), self.limit)
         self.cut = [max(len(row) - self.limit, 0) for row in rows]
         self.rows = [list(row[-self.limit :]) for row in rows]
+        length = min(max(map(len, self.rows)) + settings.max_new_tokens - 1, self.limit)
         if session is None:
-            longest = max(map(len, self.rows)) + settings.max_new_tokens - 1
-            length = bucket(min(longest, self.limit), self.limit)
-            self.session = session_for(model, len(rows), length, settings.use_cache)
+            self.session = session_for(model, len(rows), bucket(length, self.limit), settings.use_cache)
         else:
-            self.session = check_session(session, model, len(rows))
+            self.session = check_session(session, model, len(rows), length)
 
     def append(self, tokens: Sequence[int], source: Sequence[int] | None = None) -> None:
         """Add a token to each row.
@@ -162,7 +161,7 @@ def generate(model: Any, input_ids: Any, attention_mask: Any, session: Session |
         raise UserError("stop holds texts, which a model does not know: call ms_gpt.generate(model, tokenizer, ...)")
     eos_token_id, pad_token_id = end_and_padding(model, settings)
     given, rows = _rows_of(input_ids, attention_mask, pad_token_id)
-    warn_if_cut(rows, model)
+    warn_if_cut(rows, model, stacklevel=4)
     written = generate_ids(model, rows, settings, session)
     new = np.full((len(written), max(map(len, written))), pad_token_id, np.int32)
     for row, tokens in zip(new, written, strict=True):
@@ -227,9 +226,9 @@ def _first(*values: int | None) -> int:
     return next(value for value in values if value is not None)
 
 
-def warn_if_cut(rows: Sequence[Sequence[int]], model: Any) -> None:
+def warn_if_cut(rows: Sequence[Sequence[int]], model: Any, stacklevel: int = 3) -> None:
     """Say that the model cannot see all of a prompt."""
     longest, limit = max(map(len, rows), default=0), model.config.n_positions
     if longest > limit:
         warnings.warn(f"a prompt of {longest} tokens is longer than n_positions={limit}: only its last {limit} are "
-                      "looked at", stacklevel=4)
+                      "looked at", stacklevel=stacklevel)

@@ -81,13 +81,21 @@ class Session:
     Args:
         model: A language model.
         batch_size: Number of rows.
-        length: Most tokens in a row. Default: the model's ``n_positions``.
+        length: Most tokens in a row. Default: the model's ``n_positions``, which is also the most.
         use_cache: Keep keys and values; else whole rows are read at every step.
+
+    Raises:
+        UserError: ``batch_size`` or ``length`` is outside its range.
     """
 
     def __init__(self, model: Any, batch_size: int = 1, length: int | None = None, use_cache: bool = True) -> None:
+        limit = model.config.n_positions
         self.model, self.batch_size = model, batch_size
-        self.length = length or model.config.n_positions
+        self.length = limit if length is None else length
+        if not 1 <= self.length <= limit:
+            raise UserError(f"length={length!r} is not a whole number from 1 to n_positions={limit}")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r} is not a whole number of at least 1")
         self._weights, self._dtype = _weights(model), model.compute_dtype
         self._cache = KVCache(model, batch_size, self.length) if use_cache else None
         self._forward, self._prefill, self._decode = (
@@ -229,8 +237,8 @@ def evaluating(model: Any) -> Iterator[None]:
         model.set_train(was_training)
 
 
-def check_session(session: Session, model: Any, batch_size: int) -> Session:
-    """Return a user's session after checking that it is for this model and batch.
+def check_session(session: Session, model: Any, batch_size: int, length: int) -> Session:
+    """Return a user's session after checking that it is for this model, so many rows and so many tokens in each.
 
     Raises:
         UserError: It is for another one.
@@ -240,6 +248,9 @@ def check_session(session: Session, model: Any, batch_size: int) -> Session:
     if session.batch_size != batch_size:
         raise UserError(f"past_key_values is a session of batch_size={session.batch_size}, and there are {batch_size} "
                         "rows: make one for so many")
+    if session.length < length:
+        raise UserError(f"past_key_values is a session of length={session.length}, and {length} tokens of a row are "
+                        "needed: make one for so many")
     if not session.is_current():
         raise UserError("past_key_values is a session from before the model's structure changed: make a new one")
     return session

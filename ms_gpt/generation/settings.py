@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from ms_gpt.errors import UserError, suggest
@@ -125,7 +126,7 @@ class GenerationSettings:
                             "have together")
         if not _is_above_0(self.repetition_penalty):
             raise UserError(f"repetition_penalty={self.repetition_penalty!r} is not greater than 0: 1 is no penalty")
-        if isinstance(self.length_penalty, bool) or not isinstance(self.length_penalty, (int, float)) \
+        if isinstance(self.length_penalty, bool) or not isinstance(self.length_penalty, Real) \
                 or not math.isfinite(self.length_penalty):
             raise UserError(f"length_penalty={self.length_penalty!r} is not a number")
         if self.early_stopping not in (True, False, "never"):
@@ -152,8 +153,8 @@ class GenerationSettings:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_above_0(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
