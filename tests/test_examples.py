@@ -221,17 +221,6 @@ def test_sampling():
     assert sample(model, x, 0).shape == (2, 3)
 
 
-def test_draws_follow_the_distribution():
-    from ms_gpt.mingpt import _draw
-
-    np.random.seed(0)
-    logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (20000, 1)))
-    shares = np.bincount(_draw(logits, None), minlength=4) / 20000
-    np.testing.assert_allclose(shares, [0.1, 0.2, 0.3, 0.4], atol=0.015)
-    top = np.bincount(_draw(logits, 2), minlength=4) / 20000
-    np.testing.assert_allclose(top, [0, 0, 3 / 7, 4 / 7], atol=0.015)
-
-
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: TrainerConfig(batchsize=2), "'batchsize' is not a field of TrainerConfig. Did you mean 'batch_size'"),
     (lambda: TrainerConfig(max_epochs=0), "max_epochs=0"),
