@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Workers share the cores; threads that wait for each other would take most of them. Read when MindSpore is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

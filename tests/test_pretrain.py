@@ -25,7 +25,8 @@ from ms_gpt.training.recipe import PRETRAIN_RECIPES, pretrain_recipe
 from ms_gpt.training.step import SampledTargetLoss, TargetLoss
 
 QUICK = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "8", "--max-steps", "12", "--eval-steps",
-         "6", "--per-device-train-batch-size", "4", "--vocab-size", "300", "--logging-steps", "3"]
+         "6", "--per-device-train-batch-size", "4", "--vocab-size", "300", "--logging-steps", "3",
+         "--sample-tokens", "0"]
 SENTENCE = "the little dog ran over the hill and saw the sea , and the sea was wide .\n"
 
 
@@ -47,7 +48,8 @@ def trained(book, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain") / "run"
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        code = main(["pretrain", "--data", str(book), "--output-dir", str(folder), "--json", *QUICK, *cache])
+        code = main(["pretrain", "--data", str(book), "--output-dir", str(folder), "--json", *QUICK, *cache,
+                     "--sample-tokens", "3"])
     assert code == 0
     return folder, json.loads(out.getvalue())
 
@@ -119,8 +121,7 @@ class TestRun:
 
 def test_gpt3_has_local_layers_and_a_ramp(book, cache, tmp_path, capsys):
     code, _, err = run(capsys, "pretrain", "--recipe", "gpt3", "--data", book, "--output-dir", tmp_path / "run", *QUICK,
-                       *cache, "--n-layer", "2", "--window-size", "3", "--batch-ramp-steps", "6", "--sample-tokens",
-                       "0", "--json")
+                       *cache, "--n-layer", "2", "--window-size", "3", "--batch-ramp-steps", "6", "--json")
     assert code == 0, err
     model = AutoModel.from_pretrained(tmp_path / "run" / "best")
     assert model.config.model_type == "ms_gpt"
@@ -175,7 +176,7 @@ class TestSampledSoftmax:
         assert SampledTargetLoss(model, 23)(*batch).asnumpy() == pytest.approx(whole, abs=1e-5)
 
     def test_learns_what_the_whole_loss_measures(self, book, cache, tmp_path, capsys):
-        words = ["pretrain", "--data", book, "--json", "--tokenizer", "words", "--sample-tokens", "0", *QUICK, *cache,
+        words = ["pretrain", "--data", book, "--json", "--tokenizer", "words", *QUICK, *cache,
                  "--max-steps", "60", "--eval-steps", "60", "--learning-rate", "0.01"]
         losses = []
         for name, more in (("whole", ()), ("sampled", ("--softmax-tokens", "9"))):

@@ -14,7 +14,7 @@ from ms_gpt.config import GPTConfig
 from ms_gpt.data import arithmetic
 from ms_gpt.data.batches import IGNORE_INDEX
 from ms_gpt.data.blocks import BlockBatches, RowBatches
-from ms_gpt.data.corpus import TextCorpus, load_text
+from ms_gpt.data.corpus import PARTS, TextCorpus, load_text
 from ms_gpt.data.token_cache import tokenize
 from ms_gpt.errors import UserError
 from ms_gpt.generation import generate
@@ -63,8 +63,10 @@ def load_data(settings: Any, console: Any = None) -> LanguageData:
     """
     if settings.data.startswith(ADDITION):
         return _load_addition(settings)
+    if len(settings.shares) != len(PARTS):
+        raise UserError(f"shares={settings.shares} are not three numbers: give those of {', '.join(PARTS)}")
     corpus = load_text(settings.data, settings.eval_data, settings.test_data, settings.text_column,
-                       dict(zip(("train", "validation", "test"), settings.shares, strict=True)), settings.seed)
+                       dict(zip(PARTS, settings.shares, strict=True)), settings.seed)
     tokenizer = build_tokenizer(settings, corpus)
     parts, words = {}, {}
     for name, documents in corpus.parts.items():
