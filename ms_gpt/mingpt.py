@@ -324,14 +324,11 @@ def sample(model: GPTLMHeadModel, x: Tensor, steps: int, temperature: float = 1.
     """
     if x.ndim != 2 or not x.shape[1]:
         raise UserError(f"x has the shape {tuple(x.shape)}: give (B, T) with at least one token in a row")
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature={temperature!r} is not greater than 0")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k={top_k!r} is not at least 1")
+    settings = GenerationSettings(max(steps, 1), temperature=temperature, top_k=top_k, eos_token_id=NO_TOKEN,
+                                  seed=int(np.random.randint(2**31)), context_stride=1).validate()
+    if not sample:
+        settings.temperature = settings.top_k = None
     if steps < 1:
         return x
-    drawing = {"temperature": temperature, "top_k": top_k} if sample else {}
-    settings = GenerationSettings(steps, eos_token_id=NO_TOKEN, seed=int(np.random.randint(2**31)), context_stride=1,
-                                  **drawing)
     new = generate_ids(model, x.asnumpy().tolist(), settings)
     return Tensor(np.concatenate([x.asnumpy(), new], 1), x.dtype)

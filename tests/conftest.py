@@ -12,6 +12,34 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture
+def graph_mode():
+    """Graphs, whatever a test before this one has set."""
+    from ms_gpt import runtime
+
+    runtime.setup("cpu", "graph")
+    yield
+    runtime.setup("cpu", "graph")
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Every graph that is compiled while the test runs, by its Cell's name."""
+    from mindspore.common.api import _CellGraphExecutor
+
+    compiled = []
+    original = _CellGraphExecutor.compile
+
+    def counting(self, cell, *args, **kwargs):
+        phase, is_new = original(self, cell, *args, **kwargs)
+        if is_new:
+            compiled.append(type(cell).__name__)
+        return phase, is_new
+
+    monkeypatch.setattr(_CellGraphExecutor, "compile", counting)
+    return compiled
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real data; tests that need it are skipped where it is absent."""

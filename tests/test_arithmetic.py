@@ -38,16 +38,13 @@ def test_the_seed_decides_the_parts():
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_sums_are_written_with_zeros_and_read_back(reverse):
+def test_sums_are_written_with_zeros():
     tokenizer = arithmetic.addition_tokenizer()
     pairs = np.array([[85, 50], [3, 9], [99, 99], [0, 0]])
-    input_ids, targets = arithmetic.encode_addition(pairs, 2, tokenizer, reverse)
+    input_ids, targets = arithmetic.encode_addition(pairs, 2, tokenizer)
     assert input_ids.dtype == targets.dtype == np.int32
     texts = [tokenizer.decode([*row, last]) for row, last in zip(input_ids, targets[:, -1], strict=True)]
-    answers = ["531", "210", "891", "000"] if reverse else ["135", "012", "198", "000"]
-    assert texts == [f"{a:02}+{b:02}={answer}" for (a, b), answer in zip(pairs, answers, strict=True)]
-    assert arithmetic.read_answers(targets[:, -3:], tokenizer, reverse).tolist() == [135, 12, 198, 0]
+    assert texts == ["85+50=135", "03+09=012", "99+99=198", "00+00=000"]
 
 
 def test_only_the_answer_counts_and_is_the_next_token():
@@ -62,8 +59,6 @@ def test_any_tokenizer_of_characters_will_do():
     tokenizer = CharacterTokenizer("xyz=+9876543210")
     input_ids, targets = arithmetic.encode_addition(np.array([[12, 34]]), 2, tokenizer)
     assert tokenizer.decode([*input_ids[0], targets[0, -1]]) == "12+34=046"
-    assert arithmetic.read_answers(targets[:, -3:], tokenizer).tolist() == [46]
-    assert arithmetic.read_answers([tokenizer.encode("0=6"), tokenizer.encode("12x")], tokenizer).tolist() == [-1, -1]
 
 
 def test_what_cannot_be_made_is_refused():

@@ -12,13 +12,8 @@ from model_helpers import MODES, close, positions_of, random_ids, random_model, 
 from ms_gpt import AutoModel, GPTConfig, GPTLMHeadModel, GPTModel, UserError, checkpoint
 from ms_gpt.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("graph_mode")
 LOWEST = np.finfo(np.float32).min
-
-
-@pytest.fixture(autouse=True)
-def graph_mode():
-    yield
-    set_mode("graph")
 
 
 def banded(window_size: int, **changes) -> GPTConfig:

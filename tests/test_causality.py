@@ -14,19 +14,14 @@ from ms_gpt.layers import IGNORE_INDEX
 from ms_gpt.training.step import TargetLoss
 
 LENGTH = 8
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
 # tests/test_banded_attention.py says what else a window hides.
 ARCHITECTURES = {
     "gpt1": tiny_config("openai-gpt", n_positions=LENGTH),
     "gpt2": tiny_config("gpt2", n_positions=LENGTH),
     "banded": tiny_config("ms_gpt", n_positions=LENGTH, window_size=3),
 }
-
-
-@pytest.fixture(autouse=True)
-def graph_mode():
-    set_mode("graph")
-    yield
-    set_mode("graph")
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

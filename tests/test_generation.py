@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor
-from model_helpers import few, random_model, set_mode, tiny_config
+from model_helpers import few, random_model, tiny_config
 
 from ms_gpt import GPTLMHeadModel, UserError, generate
 from ms_gpt.generation import GenerationSettings, TokenStream, stream_generate
@@ -19,13 +19,10 @@ from ms_gpt.generation.processors import NoRepeatNGram, RepetitionPenalty, TopK,
 from ms_gpt.generation.sampling import draw
 from ms_gpt.tokenizer.kinds import train_tokenizer
 
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
 TEXT = "the dog barks, and the cat sleeps. 中文 電影 😀 👩‍👩‍👧 é naïve\n"
 KINDS = ("byte-bpe", "characters", "words", "bpe")
-
-
-@pytest.fixture(autouse=True)
-def graph_mode():
-    set_mode("graph")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +232,10 @@ class TestText:
         ids = tokenizer.encode("the dog")
         assert text_of(chunks_of(model, tokenizer, "", ids, says)) == "the dog"
         assert generate(model, tokenizer, "", max_new_tokens=len(ids)) == ["the dog"]
-        bare = SimpleNamespace(encode=lambda text: [], bos_token_id=None, eos_token_id=None)
+        # Characters have neither, but a line end.
+        tokenizer = tokenizers["characters"]
+        assert text_of(chunks_of(model, tokenizer, "", tokenizer.encode("the"), says)) == "the"
+        bare = SimpleNamespace(encode=lambda text: [], bos_token_id=None, eos_token_id=None, start_token_id=None)
         with pytest.raises(UserError, match="prompt='' holds no token"):
             stream_generate(model, bare, "")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from mindspore import Tensor
-from mindspore.common.api import _CellGraphExecutor
 from model_helpers import close, random_ids, random_model, set_mode, tiny_config
 
 from ms_gpt import GPTLMHeadModel, UserError
 from ms_gpt.generation import GenerationSettings, Session
 from ms_gpt.generation.engine import Reader
 from ms_gpt.generation.session import bucket
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
 
 # Rows outgrow the model's context, and slide.
 LIMIT, STEPS = 12, 14
@@ -23,33 +24,10 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def graph_mode():
-    set_mode("graph")
-    yield
-    set_mode("graph")
-
-
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def model(request):
     """A model for all tests of an architecture, which share its graphs."""
     return random_model(GPTLMHeadModel, ARCHITECTURES[request.param])
-
-
-@pytest.fixture
-def compilations(monkeypatch):
-    """Every graph that is compiled while the test runs, by its Cell's name."""
-    compiled = []
-    original = _CellGraphExecutor.compile
-
-    def counting(self, cell, *args, **kwargs):
-        phase, is_new = original(self, cell, *args, **kwargs)
-        if is_new:
-            compiled.append(type(cell).__name__)
-        return phase, is_new
-
-    monkeypatch.setattr(_CellGraphExecutor, "compile", counting)
-    return compiled
 
 
 def ragged(batch: int, vocab_size: int = 29, seed: int = 0) -> list[list[int]]:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 
 import mindspore as ms
@@ -17,7 +18,7 @@ from test_verbs import fails, run
 from ms_gpt import AutoModel, GPTLMHeadModel, Tokenizer
 from ms_gpt.cli import main
 from ms_gpt.cli.chat import Conversation
-from ms_gpt.data.arithmetic import addition_tokenizer, encode_addition, make_addition, read_answers
+from ms_gpt.data.arithmetic import addition_tokenizer, encode_addition, make_addition
 from ms_gpt.data.blocks import RowBatches
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.pretraining import AdditionTrainer
@@ -46,27 +47,33 @@ def cache(tmp_path_factory):
 def trained(book, cache, tmp_path_factory):
     """A run folder, made once, and what pretrain printed as JSON."""
     folder = tmp_path_factory.mktemp("pretrain") / "run"
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
         code = main(["pretrain", "--data", str(book), "--output-dir", str(folder), "--json", *QUICK, *cache,
                      "--sample-tokens", "3"])
-    assert code == 0
-    return folder, json.loads(out.getvalue())
+    assert code == 0, said.getvalue()
+    return folder, json.loads(out.getvalue()), said.getvalue()
 
 
 class TestRun:
     def test_leaves_its_folder(self, trained):
-        folder, result = trained
+        folder, result, said = trained
         assert {"recipe.yaml", "metrics.jsonl", "loss.png", "best", "last", "results.json"} <= set(os.listdir(folder))
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(folder / "best"))
         assert set(result) == {"output_dir", "best", "test"}
-        assert set(result["best"]) == set(result["test"]) == {"loss", "perplexity", "perplexity_per_word", "n", "words"}
+        assert set(result["best"]) == set(result["test"]) == {"loss", "perplexity", "perplexity_per_word",
+                                                              "bits_per_character", "n"}
+        assert said.count("  sample: ") == 2
 
     def test_figures_agree_with_each_other(self, trained):
-        for figures in (trained[1]["best"], trained[1]["test"]):
+        text = SENTENCE * 40
+        first, second = int(len(text) * 0.8), int(len(text) * 0.9)
+        for part, figures in ((text[first:second], trained[1]["best"]), (text[second:], trained[1]["test"])):
             assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
             nats = figures["loss"] * figures["n"]
-            assert figures["perplexity_per_word"] == pytest.approx(math.exp(nats / figures["words"]))
+            words = len(part.split()) + part.count("\n")
+            assert figures["perplexity_per_word"] == pytest.approx(math.exp(nats / words))
+            assert figures["bits_per_character"] == pytest.approx(nats / len(part) / math.log(2))
 
     def test_log_says_what_was_asked_for(self, trained):
         records = [json.loads(line) for line in (trained[0] / "metrics.jsonl").read_text().splitlines()]
@@ -106,8 +113,8 @@ class TestRun:
             patch.setattr(EvaluateAndSave, "on_train_step_end", stop)
             code, _, err = run(capsys, *words)
         assert code == 130
-        assert "--resume" in err
-        assert run(capsys, *words, "--resume")[0] == 0
+        command = re.search(r"'(pretrain --output-dir .* --resume)'", err).group(1)
+        assert run(capsys, *command.split())[0] == 0
         name = "best/model.safetensors"
         assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
 
@@ -119,9 +126,9 @@ class TestRun:
         assert json.loads(out)["best"]["loss"] < trained[1]["best"]["loss"]
 
 
-def test_gpt3_has_local_layers_and_a_ramp(book, cache, tmp_path, capsys):
-    code, _, err = run(capsys, "pretrain", "--recipe", "gpt3", "--data", book, "--output-dir", tmp_path / "run", *QUICK,
-                       *cache, "--n-layer", "2", "--window-size", "3", "--batch-ramp-steps", "6", "--json")
+def test_gpt3_has_local_layers_and_a_ramp(cache, tmp_path, capsys):
+    code, _, err = run(capsys, "pretrain", "--recipe", "gpt3", "--data", "sample", "--output-dir", tmp_path / "run",
+                       *QUICK, *cache, "--n-layer", "2", "--window-size", "3", "--batch-ramp-steps", "6", "--json")
     assert code == 0, err
     model = AutoModel.from_pretrained(tmp_path / "run" / "best")
     assert model.config.model_type == "ms_gpt"
@@ -129,12 +136,20 @@ def test_gpt3_has_local_layers_and_a_ramp(book, cache, tmp_path, capsys):
     assert [f"batches of {rows} x 8" in err for rows in (1, 2, 3, 4)] == [True] * 4
 
 
+def test_characters_without_a_line_end(cache, tmp_path, capsys):
+    (tmp_path / "line.txt").write_text("ab ba abba " * 60, encoding="utf-8")
+    code, out, err = run(capsys, "pretrain", "--data", tmp_path / "line.txt", "--tokenizer", "characters", "--json",
+                         "--output-dir", tmp_path / "run", *QUICK, *cache, "--sample-tokens", "4")
+    assert code == 0, err
+    assert json.loads(out)["test"]["n"] == 66
+
+
 class TestRecipes:
     @pytest.mark.parametrize("name", PRETRAIN_RECIPES)
     def test_settings_are_flags_and_valid(self, name):
         from ms_gpt.cli.pretrain import PretrainOptions, with_recipe
 
-        options = with_recipe(PretrainOptions(recipe=name), pretrain_recipe(name))
+        options = with_recipe(PretrainOptions(recipe=name))
         assert options.n_embd % options.n_head == 0
         names = set(TrainingArguments().to_dict()) & set(pretrain_recipe(name))
         values = {key: getattr(options, key) for key in names if getattr(options, key) is not None}
@@ -143,8 +158,14 @@ class TestRecipes:
     def test_epochs_of_the_user_win_over_steps_of_the_recipe(self):
         from ms_gpt.cli.pretrain import PretrainOptions, with_recipe
 
-        options = with_recipe(PretrainOptions(num_train_epochs=2.0), pretrain_recipe("small"))
-        assert options.max_steps is None
+        assert with_recipe(PretrainOptions(num_train_epochs=2.0)).max_steps is None
+
+    def test_a_model_brings_its_tokenizer_when_it_is_resumed_too(self):
+        from ms_gpt.cli.pretrain import PretrainOptions, with_recipe
+
+        assert with_recipe(PretrainOptions(model="folder")).tokenizer is None
+        # The second time what was said the first time comes from recipe.yaml, and is not explicit.
+        assert with_recipe(PretrainOptions(model="folder", tokenizer="bpe")).tokenizer == "bpe"
 
 
 class TestSampledSoftmax:
@@ -200,10 +221,20 @@ class TestAddition:
             step(Tensor(input_ids), Tensor(targets))
         accuracy = trainer.score(test)["accuracy"]
         prompts = test.input_ids[:, :4]
-        answers = model.generate(prompts, max_new_tokens=2).asnumpy()[:, 4:]
-        right = read_answers(answers, tokenizer) == pairs.sum(1)
+        answers = tokenizer.batch_decode(model.generate(prompts, max_new_tokens=2).asnumpy()[:, 4:])
+        right = np.mean([answer == f"{total:02}" for answer, total in zip(answers, pairs.sum(1), strict=True)])
         assert 0.02 < accuracy < 1
-        assert accuracy == pytest.approx(right.mean())
+        assert accuracy == pytest.approx(right)
+
+    def test_from_the_command_line(self, tmp_path, capsys):
+        code, out, err = run(capsys, "pretrain", "--recipe", "adder-2", "--data", "addition-1", "--json", "--n-layer",
+                             "1", "--n-embd", "16", "--max-steps", "4", "--eval-steps", "4", "--sample-prompt", "8+5=",
+                             "--per-device-train-batch-size", "16", "--output-dir", tmp_path / "run")
+        assert code == 0, err
+        test = json.loads(out)["test"]
+        assert set(test) == {"loss", "perplexity", "accuracy", "n"}
+        assert test["n"] >= 10
+        assert re.search(r"sample: '8\+5=..'", err)
 
     def test_other_sums_are_refused(self, capsys, tmp_path):
         assert "addition-2" in fails(capsys, "pretrain", "--data", "addition-9", "--output-dir", tmp_path / "run")
@@ -291,10 +322,11 @@ class TestGenerate:
     def test_settings_outside_their_range(self, flags, said, trained, capsys):
         assert said in fails(capsys, "generate", "--model", trained[0] / "best", "the", *flags)
 
-    def test_a_classifier_cannot_write(self, tmp_path, capsys):
+    def test_a_classifier_cannot_write(self, trained, tmp_path, capsys):
         from ms_gpt import GPTForSequenceClassification
 
-        GPTForSequenceClassification(tiny_config("gpt2")).save_pretrained(tmp_path)
+        tokenizer = Tokenizer.from_pretrained(trained[0] / "best")
+        GPTForSequenceClassification(tiny_config("gpt2")).save_pretrained(tmp_path, tokenizer=tokenizer)
         assert "cannot write" in fails(capsys, "generate", "--model", tmp_path, "the")
 
 

@@ -38,11 +38,28 @@ def test_every_room_of_the_tree_exists_and_none_is_missing():
     assert named == there - {"_lazy.py", "errors.py"}
 
 
-def test_python_runs(tmp_path):
-    code = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
-    script = tmp_path / "example.py"
+def run_block(which: int, folder: Path) -> str:
+    """Run a Python block of the README in a folder; return what it printed."""
+    code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[which]
+    script = folder / "example.py"
     script.write_text(code, encoding="utf-8")
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False,
+    done = subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert "eval_accuracy" in done.stdout
+    return done.stdout
+
+
+def test_python_runs(tmp_path):
+    assert "eval_accuracy" in run_block(0, tmp_path)
+
+
+def test_python_that_generates_runs(tmp_path):
+    from ms_gpt import GPTConfig, GPTLMHeadModel
+    from ms_gpt.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(["Once upon a time there was a cat.\n"] * 9, vocab_size=300)
+    model = GPTLMHeadModel(GPTConfig(len(tokenizer), 64, n_layer=1, n_head=2, n_embd=8, model_type="gpt2"))
+    model.save_pretrained(tmp_path / "folder", tokenizer=tokenizer)
+    printed = run_block(1, tmp_path)
+    assert printed.startswith("['Once upon a time")
+    assert "'The" in printed

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mindspore.common.api import _CellGraphExecutor
 from mindspore.train import Callback
 
 from ms_gpt import GPTConfig, GPTForSequenceClassification, GPTLMHeadModel, Trainer, TrainingArguments, UserError
@@ -49,22 +48,6 @@ class KillAt(Callback):
     def on_train_step_end(self, run_context):
         if run_context.original_args().cur_step_num == self.step:
             raise KeyboardInterrupt
-
-
-@pytest.fixture
-def compilations(monkeypatch):
-    """Every graph that is compiled while the test runs, by its Cell's name."""
-    compiled = []
-    original = _CellGraphExecutor.compile
-
-    def counting(self, cell, *args, **kwargs):
-        phase, is_new = original(self, cell, *args, **kwargs)
-        if is_new:
-            compiled.append(type(cell).__name__)
-        return phase, is_new
-
-    monkeypatch.setattr(_CellGraphExecutor, "compile", counting)
-    return compiled
 
 
 def test_one_graph_for_each_bucket_and_phase(tmp_path, compilations):

@@ -178,6 +178,7 @@ class Blocks:
         self.ids = rng.integers(0, vocab_size, (2, 3, 7)).astype(np.int32)
         self.targets = rng.integers(0, vocab_size, (2, 3, 7)).astype(np.int32)
         self.targets[1, 1:] = self.targets[0, 0, 5:] = -100
+        self.words = self.characters = None
 
     def epoch(self):
         return zip(self.ids, self.targets, strict=True)
@@ -185,7 +186,8 @@ class Blocks:
 
 def test_the_loss_of_a_language_model_is_the_mean_over_the_tokens_that_count(model):
     blocks = Blocks(model.config.vocab_size)
-    figures = score_language_model(model, blocks, words=10, characters=50)
+    blocks.words, blocks.characters = 10, 50
+    figures = score_language_model(model, blocks)
     log_probs = np.concatenate([log_softmax(run(model, input_ids=ids)[0]) for ids in blocks.ids])
     targets = np.concatenate(list(blocks.targets))
     chosen = np.take_along_axis(log_probs, np.maximum(targets, 0)[..., None], -1)[..., 0]

@@ -94,10 +94,12 @@ def run(options: ChatOptions) -> dict[str, Any]:
     settings = sampling(options)
     # An answer ends where the model would go on with the user's next line.
     settings["stop"] = (*settings["stop"], f"\n{options.user}")
-    from ms_gpt.generation import GenerationSettings
+    from ms_gpt.generation import GenerationSettings, Session
 
     GenerationSettings(**settings).validate()
     model, tokenizer = load(options)
+    # What has been said is not read again.
+    session = Session(model)
     talk = Conversation(options.system, options.user, options.assistant)
     limit = max(model.config.n_positions - options.max_new_tokens, model.config.n_positions // 2)
     console.note(f"{', '.join(COMMANDS[:-1])} and {COMMANDS[-1]} are commands; everything else is said to the model")
@@ -107,17 +109,17 @@ def run(options: ChatOptions) -> dict[str, Any]:
                 break
             _obey(line, talk, console)
         elif line:
-            _answer(line, talk, console, model, tokenizer, settings, limit)
+            _answer(line, talk, console, session, tokenizer, settings, limit)
     return {"turns": talk.turns}
 
 
-def _answer(line: str, talk: Conversation, console: Console, model: Any, tokenizer: Any, settings: dict[str, Any],
+def _answer(line: str, talk: Conversation, console: Console, session: Any, tokenizer: Any, settings: dict[str, Any],
             limit: int) -> None:
     text, left_out = talk.prompt(line, tokenizer, limit)
     if left_out:
         console.note(f"(the oldest {left_out} of {len(talk.turns)} turns no longer fit)")
     console.write(talk.assistant)
-    answer, _ = stream(console, model, tokenizer, text, settings)
+    answer, _ = stream(console, session.model, tokenizer, text, settings, session)
     talk.turns.append((line, answer.strip()))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ms_gpt.cli.options import RuntimeOptions, flag_name, option
+from ms_gpt.cli.texts import downloading
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
 
@@ -87,7 +87,7 @@ def _classifier(model: Any, tokenizer: Any, options: EvaluateOptions, console: C
     config = model.config
     label2id = config.label2id if config.id2label else None
     data = options.data or "sample"
-    with _download(data, console) as progress:
+    with downloading(console, data) as progress:
         dataset = load_part(data, options.part or "test", label2id, options.text_column, options.label_column, progress)
     trainer = scorer(model, tokenizer, options.batch_size or _TEXTS_IN_BATCH, options, console)
     batches = trainer.prepare(dataset)
@@ -111,7 +111,7 @@ def _zero_shot(options: EvaluateOptions, console: Console) -> dict[str, Any]:
         raise UserError(f"{options.model} holds a {type(model).__name__}, and --zero-shot needs a language model: give "
                         "one, or leave --zero-shot out")
     data = options.data or task.data
-    with _download(data, console) as progress:
+    with downloading(console, data) as progress:
         dataset = load_part(data, options.part or task.part, task.label2id, options.text_column, options.label_column,
                             progress)
     scorer = ContinuationScorer(model, tokenizer, list(task.verbalizers.values()), options.batch_size)
@@ -132,21 +132,15 @@ def _language_model(model: Any, tokenizer: Any, options: EvaluateOptions, consol
         raise UserError(f"{options.model} holds a language model, which reads no labels: leave --label-column out, or "
                         "give --zero-shot")
     data = options.data or "sample"
-    with _download(data, console) as progress:
-        text = load_scored_text(data, options.part or "test", model, tokenizer, options.block_size, options.batch_size,
-                                options.text_column, options.cache_dir, progress)
-    console.note(f"{data}: {text.words:,} words, {text.characters:,} characters, in blocks of "
-                 f"{text.batches.block_size} tokens")
+    with downloading(console, data) as progress:
+        batches = load_scored_text(data, options.part or "test", model, tokenizer, options.block_size,
+                                   options.batch_size, options.text_column, options.cache_dir, progress)
+    console.note(f"{data}: {batches.words:,} words, {batches.characters:,} characters, in blocks of "
+                 f"{batches.block_size} tokens")
     with console.compiling("and scoring"):
-        figures = score_language_model(model, text.batches, words=text.words, characters=text.characters)
+        figures = score_language_model(model, batches)
     _report(console, figures)
     return figures
-
-
-def _download(data: str, console: Console) -> AbstractContextManager:
-    from ms_gpt.data.download import ARCHIVES, TEXT_ARCHIVES
-
-    return console.download(data) if data in (*ARCHIVES, *TEXT_ARCHIVES) else nullcontext()
 
 
 def _report(console: Console, figures: dict[str, Any], label_names: list[str] = ()) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ms_gpt.cli import to_json
 from ms_gpt.cli.options import RuntimeOptions, option
-from ms_gpt.cli.runs import place, write_recipe
+from ms_gpt.cli.runs import place, resumable, write_recipe
+from ms_gpt.cli.texts import downloading
 from ms_gpt.console import Console
 from ms_gpt.training.recipe import recipe
 
@@ -133,11 +133,10 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     console = Console(options.quiet, options.json)
     from ms_gpt import plots, runtime
     from ms_gpt.checkpoint.atomic import make_folder, write_json
-    from ms_gpt.data.download import ARCHIVES
     from ms_gpt.training import finetuning as steps
 
     running = runtime.setup(options.device, options.mode, options.dtype, options.seed)
-    with console.download(options.data) if options.data in ARCHIVES else nullcontext() as progress:
+    with downloading(console, options.data) as progress:
         corpus = steps.load_corpus(options.data, options.eval_data, options.test_data, options.text_column,
                                    options.label_column, options.num_labels, options.seed, progress)
     steps.name_classes(corpus, options.label_names)
@@ -151,13 +150,10 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     make_folder(options.output_dir)
     write_recipe(options)
     console.header("fine-tuning", _facts(options, corpus, classifier, trainer, running))
-    try:
+    with resumable(options, "finetune"):
         if pretrainer is not None:
             steps.run_pretraining(pretrainer, options.resume)
         best = trainer.train(resume=options.resume)["best"] or trainer.score(trainer.eval_batches)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{options.output_dir} holds the run so far; 'finetune --output-dir "
-                                f"{options.output_dir} --resume' goes on from its last save") from None
     trainer.save_model(options.output_dir / "best")
     test = trainer.score(trainer.prepare(corpus.test)) if corpus.test is not None else None
     plots.loss_plot(trainer.log.read(), options.output_dir / "loss.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_gpt.cli.options import RuntimeOptions, option
+from ms_gpt.cli.texts import given_texts
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
 
@@ -96,7 +96,8 @@ def run(options: GenerateOptions) -> dict[str, Any]:
         ``tokens_per_second``, compilation included.
     """
     console = Console(options.quiet, options.json)
-    prompts = _prompts(options)
+    # Without a prompt the model begins by itself.
+    prompts = list(given_texts(options.prompts, options.file, options.text_column, "prompts") or ()) or [""]
     settings = {**sampling(options), "num_beams": options.num_beams, "length_penalty": options.length_penalty,
                 "num_return_sequences": options.num_return_sequences, "use_cache": options.use_cache}
     from ms_gpt.generation import GenerationSettings
@@ -138,22 +139,18 @@ def load(options: SamplingOptions) -> tuple[Any, Any]:
     Raises:
         UserError: The folder is missing or holds no language model.
     """
-    from ms_gpt import runtime
-    from ms_gpt.heads import AutoModel, GPTLMHeadModel
-    from ms_gpt.tokenizer import Tokenizer
+    from ms_gpt.heads import GPTLMHeadModel
+    from ms_gpt.training.scoring import load_model
 
-    runtime.setup(options.device, options.mode, options.dtype, options.seed)
-    model = AutoModel.from_pretrained(options.model)
+    model, tokenizer = load_model(options.model, options)
     if not isinstance(model, GPTLMHeadModel):
         raise UserError(f"{options.model} holds a {type(model).__name__}, which cannot write: give a folder with a "
                         "language model, such as pretrain leaves")
-    if options.dtype != "float32":
-        model.set_compute_dtype(options.dtype)
-    return model, Tokenizer.from_pretrained(options.model)
+    return model, tokenizer
 
 
 def stream(console: Console, model: Any, tokenizer: Any, prompt: str, settings: dict[str, Any],
-           with_prompt: bool = False) -> tuple[str, int]:
+           session: Any = None, with_prompt: bool = False) -> tuple[str, int]:
     """Print a continuation as it is written.
 
     Args:
@@ -162,6 +159,7 @@ def stream(console: Console, model: Any, tokenizer: Any, prompt: str, settings: 
         tokenizer: Its tokenizer.
         prompt: What is continued.
         settings: Fields of ``GenerationSettings``.
+        session: A ``generation.Session`` that remembers what it has read, or ``None``.
         with_prompt: Print the prompt first.
 
     Returns:
@@ -172,7 +170,7 @@ def stream(console: Console, model: Any, tokenizer: Any, prompt: str, settings: 
     pieces, tokens = [], 0
     if with_prompt:
         console.write(prompt)
-    for chunk in stream_generate(model, tokenizer, prompt, **settings):
+    for chunk in stream_generate(model, tokenizer, prompt, session, **settings):
         if chunk.prompt_tokens_cut and not tokens:
             console.warn(f"the prompt is longer than the model's {model.config.n_positions} tokens: the first "
                          f"{chunk.prompt_tokens_cut} are not seen")
@@ -199,25 +197,8 @@ def _in_batches(console: Console, model: Any, tokenizer: Any, prompts: list[str]
             console.warn(str(warning.message))
         for index, prompt in enumerate(chunk):
             group = written[index * each : (index + 1) * each]
-            tokens += sum(len(tokenizer.encode(text)) - len(tokenizer.encode(prompt)) for text in group)
+            tokens += sum(len(tokenizer.encode(text[len(prompt):])) for text in group)
             for text in group:
                 console.result(text + ("\n" if each > 1 or "\n" in text else ""))
             texts.append(group if each > 1 else group[0])
     return texts, tokens
-
-
-def _prompts(options: GenerateOptions) -> list[str]:
-    if options.prompts and options.file:
-        raise UserError("give prompts or --file, not both")
-    if options.file is not None:
-        from ms_gpt.data.readers import read_texts
-
-        return read_texts(options.file, options.text_column)
-    if options.prompts == ["-"] or (not options.prompts and not sys.stdin.isatty()):
-        try:
-            lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-        except UnicodeDecodeError:
-            raise UserError("standard input is not UTF-8 text") from None
-        # Without a prompt the model begins by itself.
-        return lines or [""]
-    return list(options.prompts) or [""]

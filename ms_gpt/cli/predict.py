@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ms_gpt.cli.options import RuntimeOptions, option
+from ms_gpt.cli.texts import given_texts
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
 
@@ -54,7 +53,9 @@ def run(options: PredictOptions) -> dict[str, Any]:
         ``predictions``: a list of ``text``, ``label`` and ``probability`` (``value`` for a regression).
     """
     console = Console(options.quiet, options.json)
-    texts = _texts(options)
+    texts = given_texts(options.texts, options.file, options.text_column, "texts")
+    if texts is None:
+        raise UserError("there is no text to label: give one in quotes, or --file, or - for standard input")
     from ms_gpt.training.scoring import Labeller, load_classifier
 
     classifier, tokenizer = load_classifier(options.model, options)
@@ -72,26 +73,3 @@ def run(options: PredictOptions) -> dict[str, Any]:
         console.note(f"{labeller.truncated} of {len(predictions)} texts were truncated to {labeller.max_length} tokens "
                      f"({labeller.truncation})")
     return {"predictions": predictions}
-
-
-def _texts(options: PredictOptions) -> Iterator[str]:
-    if options.texts and options.file:
-        raise UserError("give texts or --file, not both")
-    if options.file is not None:
-        from ms_gpt.data.readers import read_texts
-
-        return iter(read_texts(options.file, options.text_column))
-    if not options.texts and sys.stdin.isatty():
-        raise UserError("there is no text to label: give one in quotes, or --file, or - for standard input")
-    if options.texts and options.texts != ["-"]:
-        return iter(options.texts)
-    return _lines()
-
-
-def _lines() -> Iterator[str]:
-    try:
-        for line in sys.stdin:
-            if line.strip():
-                yield line.rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise UserError("standard input is not UTF-8 text") from None

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from ms_gpt.cli import to_json
 from ms_gpt.cli.options import RuntimeOptions, option
-from ms_gpt.cli.runs import place, write_recipe
+from ms_gpt.cli.runs import place, resumable, write_recipe
+from ms_gpt.cli.texts import downloading
 from ms_gpt.console import Console
 from ms_gpt.training.recipe import PRETRAIN_RECIPES, pretrain_recipe
 
@@ -38,7 +39,8 @@ class PretrainOptions(RuntimeOptions):
         text_column: Column that holds the text.
         shares: Shares of the data to train, validate and test on, where it is not in parts.
         model: Model to go on with: a folder or a name on the hub; left out, training starts from scratch.
-        tokenizer: byte-bpe, bpe, words or characters, learnt on the training texts; or a folder.
+        tokenizer: byte-bpe, bpe, words or characters, learnt on the training texts; or a folder; the model's own if
+            there is one.
         vocab_size: Most tokens to learn.
         min_frequency: How often a word or a pair has to occur to become a token.
         output_dir: Folder of the run.
@@ -134,30 +136,28 @@ def run(options: PretrainOptions) -> dict[str, Any]:
     Returns:
         ``output_dir``, ``best`` (figures on the validation text) and ``test`` (figures on the test text, or ``None``).
     """
-    defaults = pretrain_recipe(options.recipe)
     name = options.data if options.recipe == "small" else options.recipe
-    options = with_recipe(place(options, "pretrain", name or "pretrain", _ONLY_FROM_SCRATCH), defaults)
+    options = with_recipe(place(options, "pretrain", name or "pretrain", _ONLY_FROM_SCRATCH))
     console = Console(options.quiet, options.json)
     from ms_gpt import plots, runtime
     from ms_gpt.checkpoint.atomic import make_folder, write_json
     from ms_gpt.training import pretraining as steps
 
     running = runtime.setup(options.device, options.mode, options.dtype, options.seed)
-    data = steps.load_data(options, console)
+    with downloading(console, options.data) as progress:
+        corpus = steps.load_corpus(options, progress)
+    with console.progress(0, "tokens") as bar:
+        data = steps.load_data(options, corpus, bar.update)
     model = steps.build_model(options, data)
     # Everything the user may have got wrong about data and model shows before the folder is made.
     trainer = steps.build_trainer(model, data, options, console)
     make_folder(options.output_dir)
     write_recipe(options)
     console.header("pre-training", _facts(options, data, model, trainer, running))
-    try:
-        trainer.train(resume=options.resume)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{options.output_dir} holds the run so far; 'pretrain --output-dir "
-                                f"{options.output_dir} --resume' goes on from its last save") from None
+    with resumable(options, "pretrain"):
+        best = trainer.train(resume=options.resume)["best"] or trainer.score(data.parts["validation"])
     trainer.save_model(options.output_dir / "best")
-    best = steps.score(trainer, data, "validation")
-    test = steps.score(trainer, data, "test") if "test" in data.parts else None
+    test = trainer.score(data.parts["test"]) if "test" in data.parts else None
     plots.loss_plot(trainer.log.read(), options.output_dir / "loss.png")
     _report(console, options, data, best, test)
     result = {"output_dir": str(options.output_dir), "best": best, "test": test}
@@ -184,26 +184,36 @@ def _facts(options: PretrainOptions, data: Any, model: Any, trainer: Any, runnin
 
 
 def _report(console: Console, options: PretrainOptions, data: Any, best: dict, test: dict | None) -> None:
-    names = [name for name in ("loss", "perplexity", "perplexity_per_word", "accuracy", "n") if name in best]
+    headings = {"loss": "loss", "perplexity": "perplexity", "perplexity_per_word": "per word",
+                "bits_per_character": "bits/character", "accuracy": "accuracy",
+                "n": "sums" if data.is_addition else "tokens"}
+    names = [name for name in headings if name in best]
     scored = [("validation", best), *([("test", test)] if test else [])]
-    heads = [{"n": "sums" if data.is_addition else "tokens", "perplexity_per_word": "per word"}.get(name, name)
-             for name in names]
-    console.table(["part", *heads], [[part, *(figures[name] for name in names)] for part, figures in scored])
-    console.next_command("generate", "--model", options.output_dir / "best", options.sample_prompt or "The")
+    console.table(["part", *(headings[name] for name in names)],
+                  [[part, *(figures[name] for name in names)] for part, figures in scored])
+    prompt = [options.sample_prompt] if options.sample_prompt else []
+    console.next_command("generate", "--model", options.output_dir / "best", *prompt,
+                         *(["--greedy"] if data.is_addition else []))
 
 
-def with_recipe(options: PretrainOptions, defaults: dict[str, Any]) -> PretrainOptions:
+def with_recipe(options: PretrainOptions) -> PretrainOptions:
     """Fill what the user left open from the recipe.
 
     Args:
-        options: With a folder.
-        defaults: From ``pretrain_recipe``.
+        options: As the user, or the run that goes on, set them.
 
     Returns:
         Options without open settings.
+
+    Raises:
+        UserError: The recipe is unknown.
     """
+    defaults = pretrain_recipe(options.recipe)
     if options.num_train_epochs is not None:
         # Whoever asks for epochs does not want the recipe's number of steps.
-        defaults = {**defaults, "max_steps": None}
+        defaults["max_steps"] = None
+    if options.model is not None:
+        # It has its own.
+        defaults["tokenizer"] = None
     return dataclasses.replace(
         options, **{name: value for name, value in defaults.items() if getattr(options, name) is None})

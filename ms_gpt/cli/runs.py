@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,24 @@ def place(options: AnyRun, verb: str, name: str, only_from_scratch: Sequence[str
             raise UserError(f"{flag_name(wrong[0])} is for training from scratch: {options.model} already says what "
                             "the model is")
     return options
+
+
+@contextlib.contextmanager
+def resumable(options: RuntimeOptions, verb: str) -> Iterator[None]:
+    """Say how to go on with what an interruption inside the block leaves.
+
+    Args:
+        options: Has ``output_dir``.
+        verb: The verb.
+
+    Raises:
+        KeyboardInterrupt: With that message.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{options.output_dir} holds the run so far; '{verb} --output-dir {options.output_dir} "
+                                "--resume' goes on from its last save") from None
 
 
 def write_recipe(options: RuntimeOptions) -> None:

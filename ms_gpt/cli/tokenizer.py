@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ms_gpt.cli.options import Options, flag_name, option
+from ms_gpt.cli.texts import downloading
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
 
@@ -149,11 +149,10 @@ def _check_folder(folder: Path) -> None:
 
 def _documents(console: Console, options: TokenizerOptions) -> Documents:
     from ms_gpt.data.corpus import Documents, read_parts
-    from ms_gpt.data.download import TEXT_ARCHIVES
 
     parts = []
     for source in options.inputs:
-        with console.download(source) if source in TEXT_ARCHIVES else nullcontext() as received:
+        with downloading(console, source) as received:
             found = read_parts(source, options.text_column, received)
         parts.append(found.get("train") or next(iter(found.values())))
     return Documents(lambda: chain.from_iterable(part.read() for part in parts))

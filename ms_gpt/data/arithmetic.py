@@ -50,16 +50,13 @@ def make_addition(digits: int, seed: int = 0, shares: Sequence[float] = (0.8, 0.
     return {name: _both_orders(part) for name, part in zip(PARTS, parts, strict=True)}
 
 
-def encode_addition(
-    pairs: np.ndarray, digits: int, tokenizer: BaseTokenizer, reverse: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def encode_addition(pairs: np.ndarray, digits: int, tokenizer: BaseTokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Write sums as tokens.
 
     Args:
         pairs: int array (N, 2) of summands.
         digits: Digits of a summand.
         tokenizer: Has one token for each of digits, plus and equals sign.
-        reverse: Whether the answer is written lowest digit first, the order in which it is carried.
 
     Returns:
         input_ids and targets, int32 (N, T) with T = 3 * digits + 2: targets are the tokens that follow, -100 up to the
@@ -67,31 +64,12 @@ def encode_addition(
     """
     pairs = np.asarray(pairs)
     plus, equals = (np.full((len(pairs), 1), ALPHABET.index(sign)) for sign in "+=")
-    answer = _digits(pairs.sum(1), digits + 1)
-    if reverse:
-        answer = answer[:, ::-1]
-    symbols = np.concatenate([_digits(pairs[:, 0], digits), plus, _digits(pairs[:, 1], digits), equals, answer], 1)
+    symbols = np.concatenate([_digits(pairs[:, 0], digits), plus, _digits(pairs[:, 1], digits), equals,
+                              _digits(pairs.sum(1), digits + 1)], 1)
     ids = np.array(tokenizer.encode(ALPHABET), np.int32)[symbols]
     targets = ids[:, 1:].copy()
     targets[:, : 2 * digits + 1] = IGNORE_INDEX
     return ids[:, :-1], targets
-
-
-def read_answers(ids: np.ndarray, tokenizer: BaseTokenizer, reverse: bool = False) -> np.ndarray:
-    """Read answers back.
-
-    Args:
-        ids: int array (N, digits + 1) of the tokens after the equals sign.
-        tokenizer: As for ``encode_addition``.
-        reverse: As for ``encode_addition``.
-
-    Returns:
-        int64 array (N,) of numbers; -1 where a token is no digit.
-    """
-    ids = np.asarray(ids)[:, ::-1] if reverse else np.asarray(ids)
-    is_digit = ids[..., None] == np.array(tokenizer.encode(ALPHABET[:10]))
-    numbers = is_digit.argmax(-1) @ 10 ** np.arange(ids.shape[1] - 1, -1, -1)
-    return np.where(is_digit.any(-1).all(-1), numbers, -1)
 
 
 def _both_orders(pairs: np.ndarray) -> np.ndarray:

@@ -17,6 +17,10 @@ class TargetBatches:
     incomplete last batch of an epoch out, another one each epoch, so that all batches have one shape and weigh the
     same; where there are fewer examples than a batch has rows, some stand in it twice.
 
+    Attributes:
+        words: Number of words of the text that the examples are, and
+        characters: of characters, where somebody counted them: by these, tokenizers compare.
+
     Args:
         count: Number of examples.
         batch_size: Rows in a batch, at least 1.
@@ -28,6 +32,9 @@ class TargetBatches:
     Raises:
         UserError: A batch size is not at least 1.
     """
+
+    words: int | None = None
+    characters: int | None = None
 
     def __init__(self, count: int, batch_size: int, shuffle: bool = False, seed: int = 0,
                  ramp: Sequence[tuple[int, int]] = ()) -> None:

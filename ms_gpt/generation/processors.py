@@ -115,7 +115,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the log-probabilities of logits (B, V), in float64."""
+    """Return the log-probabilities of logits (..., V), in float64."""
     logits = logits.astype(np.float64)
     logits = logits - logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

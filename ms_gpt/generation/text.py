@@ -95,7 +95,7 @@ def generate(model: Any, tokenizer: Any, prompts: str | Sequence[str], past_key_
     Args:
         model: A language model.
         tokenizer: Its tokenizer.
-        prompts: A text or several; an empty one starts from the tokenizer's start token, or end token.
+        prompts: A text or several; an empty one starts from the tokenizer's start token, end token or line end.
         past_key_values: A ``Session`` that keeps keys and values between calls, or ``None``.
         **settings: Fields of ``GenerationSettings``.
 
@@ -128,7 +128,7 @@ def stream_generate(model: Any, tokenizer: Any, prompt: str, past_key_values: Se
     Args:
         model: A language model.
         tokenizer: Its tokenizer.
-        prompt: The text; an empty one starts from the tokenizer's start token, or end token.
+        prompt: The text; an empty one starts from the tokenizer's start token, end token or line end.
         past_key_values: A ``Session`` that keeps keys and values between calls, or ``None``.
         **settings: Fields of ``GenerationSettings``; one continuation, no beams.
 
@@ -206,8 +206,8 @@ def _options(tokenizer: Any, model: Any, values: dict[str, Any]) -> GenerationSe
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
     if row := tokenizer.encode(prompt):
         return row
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    start = tokenizer.start_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
-        raise UserError(f"prompt={prompt!r} holds no token, and the tokenizer has neither bos_token nor eos_token to "
-                        "start from: give a few words")
+        raise UserError(f"prompt={prompt!r} holds no token, and the tokenizer has no bos_token, eos_token or line end "
+                        "to start from: give a few words")
     return [start]

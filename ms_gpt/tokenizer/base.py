@@ -111,6 +111,12 @@ class BaseTokenizer(ABC):
         """The number of tokens, added ones included: what an embedding table needs."""
         return len(self)
 
+    @property
+    def start_token_id(self) -> int | None:
+        """The token that stands in front of a document: the end of the one before, else a line end, or None."""
+        candidates = (self.eos_token_id, self.token_to_id("\n"), self.token_to_id("\n</w>"))
+        return next((token_id for token_id in candidates if token_id is not None), None)
+
     def add_special_tokens(self, tokens: Mapping[str, str]) -> int:
         """Set special tokens by role and append those that the vocabulary lacks.
 
@@ -147,8 +153,7 @@ class BaseTokenizer(ABC):
         Raises:
             UserError: ``texts`` is not a list of texts, or a text holds half of a surrogate pair.
         """
-        texts = self._clean(check_texts(texts))
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._encode(check_texts(texts))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Turn ids into text.
@@ -194,9 +199,9 @@ class BaseTokenizer(ABC):
             "tokenizer_config.json": to_json(config),
         })
 
-    def _clean(self, texts: list[str]) -> list[str]:
-        """Do what comes before the pipeline."""
-        return texts
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Turn texts that were checked into rows of ids."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _saved_backend(self) -> Any:
         """Return the pipeline that ``tokenizer.json`` holds."""

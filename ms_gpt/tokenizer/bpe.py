@@ -227,10 +227,10 @@ class Tokenizer(BaseTokenizer):
         contents = sorted(latest, key=len, reverse=True)
         self._added_pattern = re.compile("(" + "|".join(map(re.escape, contents)) + ")") if contents else None
 
-    def _clean(self, texts: list[str]) -> list[str]:
-        return [self._clean_text(text) for text in texts] if self.cleaning == "original" else texts
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return super()._encode([self._clean(text) for text in texts] if self.cleaning == "original" else texts)
 
-    def _clean_text(self, text: str) -> str:
+    def _clean(self, text: str) -> str:
         """Clean as for GPT-1, except for added tokens, which cleaning would tear apart."""
         if self._added_pattern is None:
             return clean_original(text)

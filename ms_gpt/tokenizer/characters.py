@@ -11,7 +11,7 @@ from tokenizers import Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from ms_gpt.errors import UserError
-from ms_gpt.tokenizer.base import check_texts, iter_texts
+from ms_gpt.tokenizer.base import iter_texts
 from ms_gpt.tokenizer.vocabulary import VocabularyTokenizer
 
 
@@ -78,20 +78,8 @@ class CharacterTokenizer(VocabularyTokenizer):
 
         return load(folder, cls)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turn texts into rows of ids, adding no special tokens.
-
-        Args:
-            texts: The texts.
-
-        Returns:
-            One list of ids a text; empty for an empty text.
-
-        Raises:
-            UserError: ``texts`` is not a list of texts, or a text holds half of a surrogate pair, or a character that
-                the vocabulary lacks while there is no ``unk_token``.
-        """
-        return [self._look_up(text, position) for position, text in enumerate(check_texts(texts))]
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [self._look_up(text, position) for position, text in enumerate(texts)]
 
     def _look_up(self, text: str, position: int) -> list[int]:
         # The library gives the same ids in thirty times the time and, at 400 bytes a character, much more memory.

@@ -77,9 +77,9 @@ class TrainingArguments(_Fields):
         logging_steps: Updates between two lines of ``metrics.jsonl``.
         logging_dir: Folder for ``metrics.jsonl`` and ``loss.png``; ``output_dir`` by default.
         eval_strategy: ``"no"``, ``"epoch"`` or ``"steps"`` (formerly ``evaluation_strategy``).
-        eval_steps: Updates between evaluations under ``"steps"``.
+        eval_steps: Updates between evaluations under ``"steps"``, which ends with one too.
         save_strategy: When ``last/`` is written: ``"no"``, ``"epoch"`` or ``"steps"``.
-        save_steps: Updates between saves under ``"steps"``.
+        save_steps: Updates between saves under ``"steps"``, which ends with one too.
         load_best_model_at_end: Go back to the best evaluation's weights after training.
         metric_for_best_model: ``"loss"``, ``"accuracy"``, ``"f1"`` or a name that ``compute_metrics`` returns.
         greater_is_better: Whether larger is better; ``None`` means yes, except for a loss or perplexity.

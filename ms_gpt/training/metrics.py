@@ -6,16 +6,7 @@ from typing import Any
 
 import numpy as np
 
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log-probabilities over the last axis, in float64.
-
-    Args:
-        logits: Array (..., C).
-    """
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+from ms_gpt.generation.processors import log_softmax
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:

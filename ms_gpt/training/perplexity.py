@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,25 @@ from ms_gpt.tokenizer import BaseTokenizer, WordTokenizer
 from ms_gpt.training.step import TargetLoss
 
 
-def check_vocabulary(top: int, config: GPTConfig) -> None:
+def check_vocabulary(top: int, config: GPTConfig, where: str = "") -> None:
     """Refuse token ids that a model does not have.
 
     Args:
         top: The largest id.
         config: The model's configuration.
+        where: What holds it, for the message, such as ``" in the training data"``.
 
     Raises:
         UserError: The model has fewer tokens.
     """
     if top >= config.vocab_size:
-        raise UserError(f"token id {top} is outside the model's vocabulary of {config.vocab_size}: the tokenizer "
-                        "belongs to another model")
+        raise UserError(f"token id {top}{where} is outside the model's vocabulary of {config.vocab_size}: the "
+                        "tokenizer belongs to another model, or resize_token_embeddings was left out")
 
 
 def start_token(tokenizer: BaseTokenizer) -> int:
-    """Return the token that stands in front of a document: the end of the one before, else a line end."""
-    end = tokenizer.eos_token_id
-    return end if end is not None else (tokenizer.encode("\n") or [0])[0]
+    """Return the token that the first one of a text is predicted from; 0 if none stands for a beginning."""
+    return tokenizer.start_token_id or 0
 
 
 def separator_token(tokenizer: BaseTokenizer) -> int | None:
@@ -55,24 +54,9 @@ def count_words(documents: Iterable[str]) -> int:
     return sum(len(text.split()) + text.count("\n") for text in documents)
 
 
-@dataclass
-class ScoredText:
-    """A text that a language model is measured on.
-
-    Args:
-        batches: Blocks of its tokens, every token a target once.
-        words: Its number of words, as ``count_words`` counts.
-        characters: Its number of characters.
-    """
-
-    batches: TargetBatches
-    words: int
-    characters: int
-
-
 def load_scored_text(data: str, part: str, model: GPTLMHeadModel, tokenizer: BaseTokenizer,
                      block_size: int | None = None, batch_size: int | None = None, text_column: str | None = None,
-                     cache_dir: str | Path | None = None, progress: Any = None) -> ScoredText:
+                     cache_dir: str | Path | None = None, progress: Any = None) -> TargetBatches:
     """Load one part of some text as what a language model is measured on.
 
     Args:
@@ -87,7 +71,7 @@ def load_scored_text(data: str, part: str, model: GPTLMHeadModel, tokenizer: Bas
         progress: Called with bytes so far and bytes in all while downloading, or ``None``.
 
     Returns:
-        The text in blocks that do not overlap, its first token predicted from ``start_token``.
+        As ``scored_batches``.
 
     Raises:
         UserError: There is no such text, it is empty, or it does not fit the model.
@@ -100,14 +84,34 @@ def load_scored_text(data: str, part: str, model: GPTLMHeadModel, tokenizer: Bas
         raise UserError(f"{data} is empty: there is nothing to score")
     ids = tokenize(documents, tokenizer, cache_dir, separator_token(tokenizer))
     check_vocabulary(int(ids.max()), config)
-    length, start = min(block_size or config.n_positions, len(ids)), start_token(tokenizer)
-    rows = batch_size or min(fitting_batch_size(config, length, all_logits=True), -(-len(ids) // length))
-    if length == len(ids):
-        row = np.asarray(ids, np.int32)[None]
-        batches = RowBatches(np.concatenate([[[start]], row[:, :-1]], 1), row, rows)
+    block_size = min(block_size or config.n_positions, len(ids))
+    batch_size = batch_size or min(fitting_batch_size(config, block_size, all_logits=True), -(-len(ids) // block_size))
+    return scored_batches(documents, ids, tokenizer, block_size, batch_size)
+
+
+def scored_batches(documents: Iterable[str], ids: np.ndarray, tokenizer: BaseTokenizer, block_size: int,
+                   batch_size: int) -> TargetBatches:
+    """Cut a text into what a language model is measured on.
+
+    Args:
+        documents: The text, whose words and characters are counted.
+        ids: Its tokens, integers (N,).
+        tokenizer: Where they are from.
+        block_size: Tokens in a block.
+        batch_size: Blocks in a batch.
+
+    Returns:
+        Blocks that do not overlap, every token a target once, the first one predicted from ``start_token``; a text
+        shorter than a block is one row.
+    """
+    start = start_token(tokenizer)
+    if len(ids) > block_size:
+        batches: TargetBatches = BlockBatches(ids, block_size, batch_size, start)
     else:
-        batches = BlockBatches(ids, length, rows, start)
-    return ScoredText(batches, count_words(documents), sum(map(len, documents)))
+        row = np.asarray(ids, np.int32)[None]
+        batches = RowBatches(np.concatenate([[[start]], row[:, :-1]], 1), row, batch_size)
+    batches.words, batches.characters = count_words(documents), sum(map(len, documents))
+    return batches
 
 
 def fitting_batch_size(config: GPTConfig, length: int, all_logits: bool = False, most: int = 64) -> int:
@@ -128,21 +132,18 @@ def fitting_batch_size(config: GPTConfig, length: int, all_logits: bool = False,
     return min(max(2**28 // (numbers * length), 1), most)
 
 
-def score_language_model(model: GPTLMHeadModel, batches: Any, step: nn.Cell | None = None, words: int | None = None,
-                         characters: int | None = None) -> dict[str, Any]:
+def score_language_model(model: GPTLMHeadModel, batches: TargetBatches, step: nn.Cell | None = None) -> dict[str, Any]:
     """Measure how well a language model predicts the tokens of some batches.
 
     Args:
         model: The language model.
-        batches: Its ``epoch()`` yields int32 arrays ``input_ids`` and ``targets`` (B, T), as ``BlockBatches``'.
+        batches: What it is measured on.
         step: A ``TargetLoss`` around the model that is kept from call to call, so that it compiles once; or ``None``.
-        words: Number of words of the text, by ``count_words``; or ``None``.
-        characters: Number of characters of the text; or ``None``.
 
     Returns:
-        ``loss`` (nats a token), ``perplexity`` and ``n`` (tokens that count); with ``words`` and ``characters`` also
-        ``perplexity_per_word`` and ``bits_per_character``, which compare models with different tokenizers, as far as
-        those lose nothing: a word that is ``<unk>`` is easy to predict.
+        ``loss`` (nats a token), ``perplexity`` and ``n`` (tokens that count); where the batches know their ``words``
+        and ``characters`` also ``perplexity_per_word`` and ``bits_per_character``, which compare models with different
+        tokenizers, as far as those lose nothing: a word that is ``<unk>`` is easy to predict.
 
     Raises:
         UserError: No token counts.
@@ -157,10 +158,10 @@ def score_language_model(model: GPTLMHeadModel, batches: Any, step: nn.Cell | No
     if not count:
         raise UserError("there is no token to score: the text is empty")
     figures = {"loss": nats / count, "perplexity": perplexity(nats / count), "n": count}
-    if words:
-        figures["perplexity_per_word"] = perplexity(nats / words)
-    if characters:
-        figures["bits_per_character"] = nats / characters / math.log(2)
+    if batches.words:
+        figures["perplexity_per_word"] = perplexity(nats / batches.words)
+    if batches.characters:
+        figures["bits_per_character"] = nats / batches.characters / math.log(2)
     return figures
 
 

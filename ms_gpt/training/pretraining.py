@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,22 +13,23 @@ from mindspore import Tensor
 from ms_gpt.config import GPTConfig
 from ms_gpt.data import arithmetic
 from ms_gpt.data.batches import IGNORE_INDEX
-from ms_gpt.data.blocks import BlockBatches, RowBatches
+from ms_gpt.data.blocks import BlockBatches, RowBatches, TargetBatches
 from ms_gpt.data.corpus import PARTS, TextCorpus, load_text
 from ms_gpt.data.token_cache import tokenize
 from ms_gpt.errors import UserError
-from ms_gpt.generation import generate
+from ms_gpt.generation.processors import log_softmax
 from ms_gpt.heads import AutoModel, GPTLMHeadModel
 from ms_gpt.tokenizer import TOKENIZER_KINDS, BaseTokenizer, Tokenizer, train_tokenizer
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.callbacks import Samples
-from ms_gpt.training.metrics import log_softmax
-from ms_gpt.training.perplexity import count_words, perplexity, separator_token, start_token
+from ms_gpt.training.perplexity import scored_batches, separator_token, start_token
 from ms_gpt.training.trainer import Trainer
 
 ADDITION = "addition-"
 # Enough to choose by; the test counts all of its sums.
 MOST_VALIDATION_SUMS = 5000
+# How the samples are drawn that training prints.
+SAMPLING = {"temperature": 0.8, "top_k": 50}
 
 
 @dataclass
@@ -38,46 +39,62 @@ class LanguageData:
     Args:
         tokenizer: Turns texts into tokens.
         parts: ``train``, ``validation`` and maybe ``test``.
-        words: Part to its number of words, every line end counted as one; empty where the data is no text.
         is_addition: Whether the rows are sums, which are right or wrong as a whole.
     """
 
-    tokenizer: Any
-    parts: dict[str, BlockBatches | RowBatches]
-    words: dict[str, int] = field(default_factory=dict)
+    tokenizer: BaseTokenizer
+    parts: dict[str, TargetBatches]
     is_addition: bool = False
 
 
-def load_data(settings: Any, console: Any = None) -> LanguageData:
-    """Load texts, or make sums, and turn them into batches of token ids.
+def load_corpus(settings: Any, progress: Any = None) -> TextCorpus | None:
+    """Find the texts.
 
     Args:
         settings: The resolved options of ``pretrain``.
-        console: Where progress is drawn.
+        progress: Called with bytes so far and bytes in all while downloading, or ``None``.
+
+    Returns:
+        The texts in their parts; ``None`` where the data is sums.
+
+    Raises:
+        UserError: The data cannot be read, or is too small for its parts.
+    """
+    if settings.data.startswith(ADDITION):
+        return None
+    if len(settings.shares) != len(PARTS):
+        raise UserError(f"shares={settings.shares} are not three numbers: give those of {', '.join(PARTS)}")
+    return load_text(settings.data, settings.eval_data, settings.test_data, settings.text_column,
+                     dict(zip(PARTS, settings.shares, strict=True)), settings.seed, progress)
+
+
+def load_data(settings: Any, corpus: TextCorpus | None, progress: Any = None) -> LanguageData:
+    """Turn texts, or sums, into batches of token ids.
+
+    Args:
+        settings: The resolved options of ``pretrain``.
+        corpus: From ``load_corpus``.
+        progress: Called with the number of tokens so far, or ``None``.
 
     Returns:
         The batches and the tokenizer.
 
     Raises:
-        UserError: The data cannot be read, or is too small.
+        UserError: The training text is shorter than a block, or its tokens cannot be kept.
     """
-    if settings.data.startswith(ADDITION):
+    if corpus is None:
         return _load_addition(settings)
-    if len(settings.shares) != len(PARTS):
-        raise UserError(f"shares={settings.shares} are not three numbers: give those of {', '.join(PARTS)}")
-    corpus = load_text(settings.data, settings.eval_data, settings.test_data, settings.text_column,
-                       dict(zip(PARTS, settings.shares, strict=True)), settings.seed)
     tokenizer = build_tokenizer(settings, corpus)
-    parts, words = {}, {}
+    parts: dict[str, TargetBatches] = {}
     for name, documents in corpus.parts.items():
-        ids = tokenize(documents, tokenizer, settings.cache_dir, separator_token(tokenizer))
-        is_train = name == "train"
-        batch_size = settings.per_device_train_batch_size if is_train else settings.per_device_eval_batch_size
-        parts[name] = BlockBatches(ids, settings.block_size, batch_size, start_token(tokenizer), is_train,
-                                   settings.seed, _ramp(settings) if is_train else ())
-        if not is_train:
-            words[name] = count_words(documents)
-    return LanguageData(tokenizer, parts, words)
+        ids = tokenize(documents, tokenizer, settings.cache_dir, separator_token(tokenizer), progress)
+        if name == "train":
+            parts[name] = BlockBatches(ids, settings.block_size, settings.per_device_train_batch_size,
+                                       start_token(tokenizer), True, settings.seed, _ramp(settings))
+        else:
+            parts[name] = scored_batches(documents, ids, tokenizer, settings.block_size,
+                                         settings.per_device_eval_batch_size)
+    return LanguageData(tokenizer, parts)
 
 
 def _ramp(settings: Any) -> tuple[tuple[int, int], ...]:
@@ -114,7 +131,7 @@ def build_tokenizer(settings: Any, corpus: TextCorpus) -> BaseTokenizer:
         The tokenizer.
     """
     kind = settings.tokenizer
-    if settings.model is not None and "tokenizer" not in settings.explicit:
+    if kind is None:
         return Tokenizer.from_pretrained(settings.model)
     if kind == "characters":
         # They stand for nothing, and one that the training text lacks could not be written at all.
@@ -210,26 +227,9 @@ def build_trainer(model: GPTLMHeadModel, data: LanguageData, settings: Any, cons
 
 
 def _sample(model: GPTLMHeadModel, data: LanguageData, settings: Any) -> str:
-    draw = {} if data.is_addition else {"temperature": 0.8, "top_k": 50}
-    prompt = settings.sample_prompt or ("" if data.tokenizer.eos_token_id is not None else "\n")
-    length = data.parts["test"].answer_length if data.is_addition else settings.sample_tokens
-    return generate(model, data.tokenizer, prompt, max_new_tokens=length, seed=settings.seed, **draw)[0].strip()
-
-
-def score(trainer: Trainer, data: LanguageData, part: str) -> dict[str, Any]:
-    """Score one part.
-
-    Args:
-        trainer: After training, with the best weights.
-        data: Has the part.
-        part: ``"validation"`` or ``"test"``.
-
-    Returns:
-        ``loss`` (nats a token), ``perplexity`` and ``n`` (tokens); for texts ``perplexity_per_word``, by which models
-        with different tokenizers compare, and ``words``; for sums ``accuracy``, and in ``n`` their number.
-    """
-    figures = trainer.score(data.parts[part])
+    row = data.tokenizer.encode(settings.sample_prompt) or [start_token(data.tokenizer)]
     if data.is_addition:
-        return figures
-    words = data.words[part]
-    return {**figures, "perplexity_per_word": perplexity(figures["loss"] * figures["n"] / words), "words": words}
+        written = model.generate([row], max_new_tokens=data.parts["train"].answer_length)
+    else:
+        written = model.generate([row], max_new_tokens=settings.sample_tokens, seed=settings.seed, **SAMPLING)
+    return data.tokenizer.decode(written.asnumpy()[0]).strip()

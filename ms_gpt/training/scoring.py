@@ -16,12 +16,12 @@ from ms_gpt.data.batches import Batches
 from ms_gpt.data.encode import encode_texts
 from ms_gpt.data.splits import choose_part
 from ms_gpt.errors import UserError
+from ms_gpt.generation.processors import log_softmax
 from ms_gpt.heads import AutoModel, GPTForSequenceClassification
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.tokenizer import BaseTokenizer, Tokenizer
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.finetuning import truncation_rule
-from ms_gpt.training.metrics import log_softmax
 from ms_gpt.training.step import Forward
 from ms_gpt.training.trainer import Trainer
 

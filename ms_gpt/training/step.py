@@ -77,8 +77,6 @@ class TargetLoss(nn.Cell):
         float32 scalar Tensor, the mean over the targets that count, in nats.
     """
 
-    columns = ("input_ids", "targets")
-
     def __init__(self, model: GPTLMHeadModel) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
@@ -108,8 +106,6 @@ class SampledTargetLoss(nn.Cell):
 
     Source: sampled softmax after Jean et al. 2015, section 3; stratified and systematic sampling as in surveys.
     """
-
-    columns = TargetLoss.columns
 
     def __init__(self, model: GPTLMHeadModel, tokens: int) -> None:
         super().__init__(auto_prefix=False)

@@ -26,7 +26,7 @@ from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.callbacks import EvaluateAndSave, MetricsLog, Progress, default_console
 from ms_gpt.training.metrics import METRICS
 from ms_gpt.training.optimizer import AdamW
-from ms_gpt.training.perplexity import perplexity, score_language_model
+from ms_gpt.training.perplexity import check_vocabulary, perplexity, score_language_model
 from ms_gpt.training.schedule import LearningRate
 from ms_gpt.training.step import Forward, Loss, SampledTargetLoss, TargetLoss, TrainStep
 
@@ -150,10 +150,7 @@ class Trainer:
     def _encode(self, dataset: Iterable[Mapping[str, Any]], name: str) -> Encoded:
         encoded = encode_rows(dataset, self.tokenizer, self.max_length, self.args.truncation)
         top = max(max(sequence, default=0) for sequence in encoded.sequences)
-        if top >= self.model.config.vocab_size:
-            raise UserError(f"token id {top} in the {name} data is outside the model's vocabulary of "
-                            f"{self.model.config.vocab_size}: the tokenizer belongs to another model, or "
-                            "resize_token_embeddings was left out")
+        check_vocabulary(top, self.model.config, f" in the {name} data")
         return encoded
 
     def _batches(self, encoded: Encoded | None, batch_size: int, shuffle: bool = False) -> Batches | None:
