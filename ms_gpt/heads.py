@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
+from ms_gpt.kernels import kernel
 from ms_gpt.layers import (
     IGNORE_INDEX,
     Activation,
@@ -46,6 +47,13 @@ class LMHead(nn.Cell):
 class LanguageModelMixin:
     """What the models with a language-model output share."""
 
+    project_kernel = loss_kernel = None
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute logits and loss with the fused CPU kernels, or with plain operations."""
+        self.project_kernel = kernel("project") if are_used else None
+        self.loss_kernel = kernel("cross_entropy") if are_used else None
+
     def output_table(self) -> Tensor:
         """Return the output projection (V, D): the head's weight or the tied embedding."""
         return self.transformer.tokens_embed.embedding_table if self.is_tied else self.lm_head()
@@ -53,6 +61,8 @@ class LanguageModelMixin:
     def lm_logits(self, hidden_states: Tensor) -> Tensor:
         """Project hidden states (B, T, D) to logits (B, T, V) with the head or the tied embedding."""
         table = self.output_table()
+        if self.project_kernel is not None:
+            return self.project_kernel(hidden_states, table)
         shape, dtype = hidden_states.shape, self.compute_dtype
         flat = hidden_states.reshape((-1, shape[-1])).astype(dtype)
         logits = ops.MatMul(transpose_b=True)(flat, table.astype(dtype))
@@ -60,7 +70,11 @@ class LanguageModelMixin:
 
     def lm_loss(self, lm_logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean next-token loss in nats over labels (B, T) that are not -100."""
-        return cross_entropy(lm_logits.reshape((-1, lm_logits.shape[-1])), next_token_labels(labels))
+        return self.target_loss(lm_logits, next_token_labels(labels))
+
+    def target_loss(self, lm_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats over targets (B * T,) that are not -100, each the token after its position."""
+        return cross_entropy(lm_logits.reshape((-1, lm_logits.shape[-1])), targets, kernel=self.loss_kernel)
 
 
 class GPTLMHeadModel(LanguageModelMixin, GPTPreTrainedModel):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.errors import UserError
+from ms_gpt.kernels import kernel
 
 IGNORE_INDEX = -100
 _FEW_CLASSES = 32
@@ -37,17 +39,24 @@ class Conv1D(nn.Cell):
         self.weight = Parameter(Tensor(np.zeros((nx, nf), np.float32)), name="weight")
         self.bias = Parameter(Tensor(np.zeros((nf,), np.float32)), name="bias")
         self.compute_dtype = ms.float32
+        self.kernel = None
         # The two-dimensional primitives are several times faster on the CPU than ops.matmul and "+".
         self.matmul = ops.MatMul()
         self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         """Return ``x @ weight + bias``."""
+        if self.kernel is not None:
+            return self.kernel(x, self.weight, self.bias)
         shape = x.shape
         x = x.reshape((-1, shape[-1])).astype(self.compute_dtype)
         x = self.matmul(x, self.weight.astype(self.compute_dtype))
         x = self.bias_add(x, self.bias.astype(self.compute_dtype))
         return x.reshape(shape[:-1] + (x.shape[-1],))
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute with the fused CPU kernel, or with plain operations."""
+        self.kernel = kernel("linear") if are_used else None
 
     def select(self, index: np.ndarray, axis: int) -> None:
         """Keep some rows (axis 0) or columns (axis 1) of the weight, for head pruning.
@@ -88,9 +97,26 @@ class LayerNorm(nn.Cell):
         self.epsilon = epsilon
         # Two reductions and their derived gradient take half the time of the CPU's own LayerNorm kernels.
         self.mean = ops.ReduceMean(keep_dims=True)
+        self.kernel = self.sum_kernel = None
+        self.epsilon_tensor = Tensor([epsilon], ms.float32)
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute with the fused CPU kernels, or with plain operations."""
+        self.kernel = kernel("layer_norm") if are_used else None
+        self.sum_kernel = kernel("add_layer_norm") if are_used else None
+
+    def after_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x + residual`` and the same normalised."""
+        if self.sum_kernel is not None:
+            both = self.sum_kernel(x, residual, self.gamma, self.beta, self.epsilon_tensor)
+            return both[0], both[1]
+        x = x + residual
+        return x, self.construct(x)
 
     def construct(self, x: Tensor) -> Tensor:
         """Return the normalised, scaled and shifted ``x``."""
+        if self.kernel is not None:
+            return self.kernel(x, self.gamma, self.beta, self.epsilon_tensor)[0]
         x32 = x.astype(ms.float32)
         centred = x32 - self.mean(x32, -1)
         variance = self.mean(centred * centred, -1)
@@ -111,9 +137,16 @@ class Activation(nn.Cell):
         super().__init__()
         self.name = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "swish": "silu"}.get(name, name)
         self.slope = 2.0 * math.sqrt(2.0 / math.pi)
+        self.kernel = None
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute with the fused CPU kernel where there is one, or with plain operations."""
+        self.kernel = kernel("gelu") if are_used and self.name == "gelu" else None
 
     def construct(self, x: Tensor) -> Tensor:
         """Return the activation of ``x``, element by element."""
+        if self.kernel is not None:
+            return self.kernel(x)
         if self.name == "relu":
             return ops.relu(x)
         if self.name == "tanh":
@@ -184,6 +217,8 @@ class Dropout(nn.Cell):
         self.scale = 1.0 / (1.0 - p)
         self.threshold = _as_int32(round(p * 2**32) - 2**31)
         self.salt = 0
+        self.kernel = None
+        self.set_site("")
 
     def set_site(self, name: str) -> None:
         """Tell two dropouts of one model apart.
@@ -192,11 +227,19 @@ class Dropout(nn.Cell):
             name: The cell's path in the model, such as ``"h.0.mlp.dropout"``.
         """
         self.salt = _as_int32(zlib.crc32(name.encode()))
+        self.constants = Tensor([self.salt, self.threshold], ms.int32)
+        self.scale_tensor = Tensor([self.scale], ms.float32)
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute with the fused CPU kernel, or with plain operations."""
+        self.kernel = kernel("dropout") if are_used else None
 
     def construct(self, x: Tensor, key: Tensor) -> Tensor:
         """Return ``x`` with elements dropped in training, else ``x``."""
         if self.p == 0.0 or not self.training:
             return x
+        if self.kernel is not None:
+            return self.kernel(x, key, self.constants, self.scale_tensor)
         columns = x.shape[-1]
         rows = x.size // columns
         keep = self.keep_mask(rows, columns, key).astype(x.dtype) * self.scale
@@ -293,13 +336,15 @@ def log_softmax(logits: Tensor) -> Tensor:
     return shifted - ops.log(ops.ReduceSum(keep_dims=True)(ops.expm1(shifted) + 1.0, -1))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None,
+                  kernel: Any = None) -> Tensor:
     """Return the mean cross-entropy over the rows whose label is not ``IGNORE_INDEX``, in float32.
 
     Args:
         logits: Tensor (N, C).
         labels: int Tensor (N,), in [0, C), or -100 for a row that does not count.
         class_weights: float32 Tensor (C,), or ``None``. With weights the mean is weighted, as in PyTorch.
+        kernel: The fused CPU kernel, or ``None`` for plain operations.
 
     Returns:
         float32 scalar Tensor, in nats; 0 if no row counts.
@@ -309,8 +354,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     weight = counted.astype(ms.float32)
     if class_weights is not None:
         weight = weight * ops.gather(class_weights, safe, 0)
-    log_probs = log_softmax(logits.astype(ms.float32))
-    nll = -ops.GatherD()(log_probs, 1, safe.expand_dims(1)).reshape((-1,))
+    if kernel is not None:
+        nll = kernel(logits, labels.astype(ms.int32))[0]
+    else:
+        log_probs = log_softmax(logits.astype(ms.float32))
+        nll = -ops.GatherD()(log_probs, 1, safe.expand_dims(1)).reshape((-1,))
     total = weight.sum()
     return (nll * weight).sum() / ops.where(total > 0, total, ops.ones_like(total))
 

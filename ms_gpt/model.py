@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.config import GPTConfig
+from ms_gpt.kernels import kernel
 from ms_gpt.layers import Activation, Conv1D, Dropout, LayerNorm, attention_bias, kept_heads, mix
 from ms_gpt.pretrained import GPTPreTrainedModel
 
@@ -61,7 +62,8 @@ class Attention(nn.Cell):
             (B, 1, T, 1), 1 for real tokens and 0 for padding. Columns of the caches that have not been written are 0.
 
     Outputs:
-        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, S).
+        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, S); ``None`` where the fused kernel does
+        without them (it is left alone if ``config.output_attentions``).
 
     Source: Vaswani et al. 2017, section 3.2; names from openai/finetune-transformer-lm.
     """
@@ -83,6 +85,15 @@ class Attention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.weighted_sum = ops.BatchMatMul()
         self.add_columns = ops.IndexAdd(axis=2)
+        self.needs_weights = config.output_attentions
+        self.kernel = None
+        self.no_key = Tensor(0, ms.int32)
+        self.settings = Tensor([self.scale, 1.0], ms.float32)
+        self.training_settings = Tensor([self.scale, self.attn_dropout.scale], ms.float32)
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute with the fused CPU kernel, or with plain operations."""
+        self.kernel = kernel("attention", self.n_head) if are_used and not self.needs_weights else None
 
     @property
     def pruned_heads(self) -> set[int]:
@@ -107,6 +118,7 @@ class Attention(nn.Cell):
         self.c_attn.select(np.concatenate([rows, rows + width, rows + 2 * width]), axis=1)
         self.c_proj.select(rows, axis=0)
         self.heads, self.n_head = kept, len(kept)
+        self.set_kernels(self.kernel is not None)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Reshape (B, T, H*K) to (B, H, T, K)."""
@@ -125,9 +137,17 @@ class Attention(nn.Cell):
         return (self.add_columns(key_cache, cache_position, key * is_real),
                 self.add_columns(value_cache, cache_position, value * is_real))
 
+    def fused(self, packed: Tensor, bias: Tensor, dropout_key: Tensor | None) -> Tensor:
+        """Return what the heads see, (B, T, D), from queries, keys and values (B, T, 3 D), by the fused kernel."""
+        if self.training and dropout_key is not None:
+            return self.kernel(packed, bias, dropout_key, self.attn_dropout.constants, self.training_settings)[0]
+        return self.kernel(packed, bias, self.no_key, self.attn_dropout.constants, self.settings)[0]
+
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
-                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor]:
+                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the attention output, without the residual, and the weights."""
+        if self.kernel is not None and head_mask is None and past is None:
+            return self.resid_dropout(self.c_proj(self.fused(self.c_attn(x), bias, dropout_key)), dropout_key), None
         dtype = self.c_attn.compute_dtype
         query, key, value = ops.split(self.c_attn(x), self.n_head * self.head_size, axis=2)
         query, key, value = self.split_heads(query), self.split_heads(key), self.split_heads(value)  # (B, H, T, K)
@@ -165,16 +185,16 @@ class Block(nn.Cell):
         self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
-                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor]:
+                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the new hidden states and the attention weights."""
         if self.post_norm:
             attended, weights = self.attn(x, bias, head_mask, dropout_key, past)
-            x = self.ln_1(x + attended)
-            x = self.ln_2(x + self.mlp(x, dropout_key))
+            x = self.ln_1.after_sum(x, attended)[1]
+            x = self.ln_2.after_sum(x, self.mlp(x, dropout_key))[1]
         else:
             attended, weights = self.attn(self.ln_1(x), bias, head_mask, dropout_key, past)
-            x = x + attended
-            x = x + self.mlp(self.ln_2(x), dropout_key)
+            x, normed = self.ln_2.after_sum(x, attended)
+            x = x + self.mlp(normed, dropout_key)
         return x, weights
 
 

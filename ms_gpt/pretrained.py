@@ -17,6 +17,7 @@ from mindspore import Parameter, Tensor, nn
 from ms_gpt import checkpoint
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
+from ms_gpt.kernels import are_usable
 from ms_gpt.layers import Conv1D, Dropout
 
 # Heads that a checkpoint may lack: they start from random weights and are learnt by fine-tuning.
@@ -64,6 +65,8 @@ class GPTPreTrainedModel(nn.Cell):
                 cell.set_site(name.removeprefix("transformer."))
         if self._random_init:
             self.init_weights()
+        if are_usable():
+            self.use_kernels(True)
 
     def init_weights(self) -> None:
         """Draw the weights of this model that are not the inner ``GPTModel``'s.
@@ -120,6 +123,17 @@ class GPTPreTrainedModel(nn.Cell):
         for _, cell in self.cells_and_names():
             if isinstance(cell, (Conv1D, GPTPreTrainedModel)):
                 cell.compute_dtype = _DTYPES[dtype]
+        self.forget_graphs()
+
+    def use_kernels(self, are_used: bool) -> None:
+        """Compute with the fused CPU kernels, as new models do where there are any, or with plain operations.
+
+        Args:
+            are_used: Whether the kernels are used; see ``ms_gpt.kernels``.
+        """
+        for _, cell in self.cells_and_names():
+            if hasattr(cell, "set_kernels"):
+                cell.set_kernels(are_used)
         self.forget_graphs()
 
     def reseed(self, seed: int, step: int = 0) -> None:

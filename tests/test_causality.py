@@ -41,7 +41,7 @@ def assert_causal(logits: np.ndarray) -> None:
     """Compare logits (1 + T, T, V) of ``changed_tokens``: a token shows in its own place, and in none before it."""
     for place in range(LENGTH):
         difference = np.abs(logits[place + 1] - logits[0]).max(-1)
-        assert difference[:place].max(initial=0) <= 1e-6, f"token {place} changes earlier logits"
+        assert difference[:place].max(initial=0) <= 5e-6, f"token {place} changes earlier logits"
         assert difference[place] > 1e-3, f"token {place} does not change its own logits"
 
 
@@ -123,7 +123,7 @@ def assert_loss_is_causal(loss, ids: np.ndarray) -> None:
         expected = loss(ids, place)
         other = ids.copy()
         other[:, place + 1 :] = (other[:, place + 1 :] + 5) % 13
-        assert abs(loss(other, place) - expected) <= 1e-6, f"tokens behind {place} change its loss"
+        assert abs(loss(other, place) - expected) <= 5e-6, f"tokens behind {place} change its loss"
         other[:, place] = (ids[:, place] + 1) % 13
         assert abs(loss(other, place) - expected) > 1e-4, f"token {place} does not change its loss"
 

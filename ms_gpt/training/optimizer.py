@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from ms_gpt.kernels import are_usable, kernel
 
 
 def is_decayed(name: str, decay_embeddings: bool = False) -> bool:
@@ -62,6 +65,25 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.decay = [weight_decay if is_decayed(name, decay_embeddings) else 0.0 for name in names]
         self.update = ops.AdamWeightDecay()
+        self.kernel = kernel("adamw") if are_usable() else None
+        self.decay_tensor = Tensor(np.array(self.decay, np.float32))
+
+    def clip_and_update(self, gradients: tuple, learning_rate: Tensor, max_grad_norm: float) -> Tensor:
+        """Scale gradients down to a global norm and update every parameter once, by the fused kernel.
+
+        Args:
+            gradients: Tuple of Tensors like the parameters.
+            learning_rate: float32 scalar Tensor.
+            max_grad_norm: The largest norm; 0 for none.
+
+        Returns:
+            float32 scalar Tensor, the norm before clipping.
+        """
+        settings = Tensor([self.beta1, self.beta2, self.epsilon, max_grad_norm], ms.float32)
+        norm = self.kernel(self.step, learning_rate, settings, self.decay_tensor, *self.parameters, *self.moment1,
+                           *self.moment2, *gradients)
+        norm = ops.depend(norm, ops.assign_add(self.step, Tensor(1, ms.int32)))
+        return norm.reshape(())
 
     def construct(self, gradients: tuple, learning_rate: Tensor) -> Tensor:
         """Update every parameter once."""

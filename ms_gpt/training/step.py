@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import IGNORE_INDEX, cross_entropy, log_softmax
+from ms_gpt.layers import IGNORE_INDEX, log_softmax
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate
@@ -84,7 +84,7 @@ class TargetLoss(nn.Cell):
     def construct(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss."""
         logits = self.model(input_ids)[0]
-        return cross_entropy(logits.reshape((-1, logits.shape[-1])), targets.reshape((-1,)))
+        return self.model.target_loss(logits, targets.reshape((-1,)))
 
 
 class SampledTargetLoss(nn.Cell):
@@ -181,6 +181,9 @@ class TrainStep(nn.Cell):
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make one update."""
         loss, gradients = self.value_and_grad(*batch)
+        if self.optimizer.kernel is not None:
+            learning_rate = self.schedule(self.optimizer.step)
+            return loss, self.optimizer.clip_and_update(gradients, learning_rate, self.max_grad_norm), learning_rate
         total = Tensor(0.0, ms.float32)
         for i in range(len(gradients)):
             # In two steps: one running sum over millions of squares loses up to 7 % in float32 (ops.L2Loss does).

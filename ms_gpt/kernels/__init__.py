@@ -1,0 +1,25 @@
+"""Fused CPU kernels in C++, and the plain operations that they stand in for.
+
+| kernel | stands in for | where |
+|---|---|---|
+| ``linear`` | MatMul, BiasAdd, BiasAddGrad | ``layers.Conv1D`` |
+| ``project`` | MatMul with the second matrix transposed | ``heads``: logits over the vocabulary |
+| ``gelu`` | Sigmoid and products | ``layers.Activation`` |
+| ``layer_norm``, ``add_layer_norm`` | the residual sum, two reductions and their gradient | ``layers.LayerNorm`` |
+| ``dropout`` | the hash, comparison and product | ``layers.Dropout`` |
+| ``attention`` | split, transposes, two BatchMatMul, Softmax, dropout | ``model.Attention`` |
+| ``attention_step`` | the same for one new token, and the write into the cache | ``model.Attention`` |
+| ``cross_entropy`` | LogSoftmax, GatherD | ``layers.cross_entropy`` |
+| ``adamw`` | the norm, clipping and AdamWeightDecay of every parameter | ``training.step`` |
+
+The sources in ``src`` are compiled with the system's C++ compiler on first use. They run on the CPU alone: an exported
+graph, Ascend and GPUs get the plain operations, and so does a machine without a compiler, or with
+``MS_GPT_KERNELS=off``.
+"""
+
+from __future__ import annotations
+
+from ms_gpt._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__, {"are_usable": "build", "library": "build", "status": "build", "kernel": "ops"})

@@ -1,0 +1,153 @@
+"""Compiling the kernels: once for each source, compiler, processor and MindSpore, into the user's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ms_gpt.runtime import cache_dir
+
+SOURCES = Path(__file__).parent / "src"
+SWITCH = "MS_GPT_KERNELS"
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_SECONDS = 300
+_logger = logging.getLogger(__name__)
+
+
+class _UnusableError(Exception):
+    """Says in one line why there are no kernels here."""
+
+
+def are_usable() -> bool:
+    """Tell whether models of this process use the kernels: the device is the CPU, and they were not turned off."""
+    import mindspore as ms
+
+    return ms.get_context("device_target") == "CPU" and library() is not None
+
+
+def library() -> Path | None:
+    """Return the compiled kernels, compiling them if need be; ``None`` where they are off or cannot be had."""
+    return _library(os.environ.get(SWITCH, "on").lower())
+
+
+def status() -> str:
+    """Return one line that says whether the kernels are used, and why not."""
+    switch = os.environ.get(SWITCH, "on").lower()
+    if switch == "off":
+        return f"off ({SWITCH}=off)"
+    try:
+        return f"on ({_build()})"
+    except _UnusableError as reason:
+        return f"off ({reason})"
+
+
+@functools.cache
+def _library(switch: str) -> Path | None:
+    if switch == "off":
+        return None
+    try:
+        return _build()
+    except _UnusableError as reason:
+        _logger.warning("ms_gpt runs without its CPU kernels, slower: %s. %s=off silences this", reason, SWITCH)
+        return None
+
+
+@functools.cache
+def _build() -> Path:
+    """Return the library, from the cache or fresh.
+
+    Raises:
+        _UnusableError: There is no compiler or no oneDNN, or what they make does not load.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise _UnusableError("no C++ compiler was found; install g++")
+    onednn = _onednn()
+    sources = sorted(SOURCES.iterdir())
+    name = f"ms_gpt_{_key(compiler, onednn, sources)}.so"
+    folder = cache_dir() / "kernels"
+    target = folder / name
+    if target.exists() and _loads(target):
+        return target
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        # Nobody else may find it there, but this process runs as fast.
+        target = Path(tempfile.mkdtemp(prefix="ms_gpt-")) / name
+    _compile(compiler, onednn, sources, target)
+    if not _loads(target):
+        raise _UnusableError(f"{target}, made by {compiler}, does not load")
+    return target
+
+
+def _compile(compiler: str, onednn: Path, sources: list[Path], target: Path) -> None:
+    """Compile beside the target and rename, so that two processes may do it at once."""
+    units = [str(path) for path in sources if path.suffix == ".cpp"]
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
+        os.close(handle)
+        command = [*shlex.split(compiler), *_FLAGS, "-o", temporary, *units, str(onednn), f"-Wl,-rpath,{onednn.parent}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            reason = lines[0].strip() if lines else f"exit status {done.returncode}"
+            raise _UnusableError(f"{compiler} failed: {reason}")
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, target)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _UnusableError(f"{compiler} failed: {error}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _onednn() -> Path:
+    """Return the oneDNN that MindSpore has loaded, whose matrix products the kernels call."""
+    import mindspore as ms
+
+    found = sorted((Path(ms.__file__).parent / "lib").glob("libdnnl.so*"))
+    if not found:
+        raise _UnusableError("this MindSpore comes without oneDNN")
+    return found[0]
+
+
+def _key(compiler: str, onednn: Path, sources: list[Path]) -> str:
+    """Return a name for all that the library depends on."""
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(path.name.encode() + path.read_bytes())
+    try:
+        version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, timeout=_SECONDS,
+                                 check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _UnusableError(f"{compiler} cannot be run: {error}") from error
+    digest.update(repr((compiler, version, _FLAGS, str(onednn), onednn.stat().st_size, _processor())).encode())
+    return digest.hexdigest()[:20]
+
+
+def _processor() -> str:
+    """Return what tells one kind of processor from another: -march=native compiles for this one."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))}))
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _loads(path: Path) -> bool:
+    try:
+        ctypes.CDLL(str(path))
+    except OSError:
+        return False
+    return True
