@@ -41,6 +41,42 @@ struct Inputs {
   }
 };
 
+// Turn scores into weights, dropped or not; return the log of the sum of exponentials. (Functions of their own, since
+// compilers do not vectorise these loops in place.)
+inline float softmax(float *row, int64_t size, bool drops, const DropoutRow factor) {
+  float top = row[0];
+#pragma omp simd reduction(max : top)
+  for (int64_t j = 0; j < size; ++j) top = row[j] > top ? row[j] : top;
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < size; ++j) {
+    const float weight = fast_exp(row[j] - top);
+    row[j] = weight;
+    sum += weight;
+  }
+  const float portion = 1.0f / sum;
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) row[j] *= drops ? factor(j) * portion : portion;
+  return top + std::log(sum);
+}
+
+// Turn scores into weights, and the gradient of the weights into that of the scores.
+inline void softmax_grad(float *row, float *drow, int64_t size, float log_sum, bool drops, const DropoutRow factor) {
+  float along = 0.0f;
+#pragma omp simd reduction(+ : along)
+  for (int64_t j = 0; j < size; ++j) {
+    const float weight = fast_exp(row[j] - log_sum);
+    drow[j] *= drops ? factor(j) * weight : weight;
+    along += drow[j];
+    row[j] = weight;
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) {
+    drow[j] -= row[j] * along;
+    row[j] *= drops ? factor(j) : 1.0f;
+  }
+}
+
 }  // namespace
 
 // packed (B, T, 3 H K), bias, key (), constants (2), settings (2): scale of the scores, dropout's scale
@@ -61,24 +97,7 @@ KERNEL(attention) {
       in.scores(b, h, from, to, weights);
       for (int64_t i = from; i < to; ++i) {
         float *row = weights + (i - from) * to;
-        float top = row[0], sum = 0.0f;
-#pragma omp simd reduction(max : top)
-        for (int64_t j = 0; j <= i; ++j) top = std::max(top, row[j]);
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j <= i; ++j) {
-          row[j] = fast_exp(row[j] - top);
-          sum += row[j];
-        }
-        log_sums[head * in.length + i] = top + std::log(sum);
-        const float share = 1.0f / sum;
-        if (mask.is_on()) {
-          const int32_t number = mask.row(head * in.length + i);
-#pragma omp simd
-          for (int64_t j = 0; j <= i; ++j) row[j] *= share * mask.factor(number, j);
-        } else {
-#pragma omp simd
-          for (int64_t j = 0; j <= i; ++j) row[j] *= share;
-        }
+        log_sums[head * in.length + i] = softmax(row, i + 1, mask.is_on(), mask.row(head * in.length + i));
         std::fill(row + i + 1, row + to, 0.0f);
       }
       gemm('n', 'n', to - from, in.head_size, to, 1.0f, weights, to, in.packed + in.offset(b, h, 2), 3 * in.width,
@@ -113,23 +132,8 @@ KERNEL(attention_grad) {
         gemm('n', 't', queries, to, in.head_size, 1.0f, d, in.width, value, step, 0.0f, dweights, to);
         for (int64_t i = from; i < to; ++i) {
           float *row = weights + (i - from) * to, *drow = dweights + (i - from) * to;
-          const float log_sum = log_sums[head * in.length + i];
-          const int32_t number = mask.row(head * in.length + i);
-          float along = 0.0f;
-#pragma omp simd reduction(+ : along)
-          for (int64_t j = 0; j <= i; ++j) {
-            const float factor = mask.is_on() ? mask.factor(number, j) : 1.0f;
-            const float weight = fast_exp(row[j] - log_sum);
-            drow[j] *= factor * weight;
-            along += drow[j];
-            row[j] = weight;
-          }
-#pragma omp simd
-          for (int64_t j = 0; j <= i; ++j) {
-            const float factor = mask.is_on() ? mask.factor(number, j) : 1.0f;
-            drow[j] -= row[j] * along;
-            row[j] *= factor;
-          }
+          const int64_t number = head * in.length + i;
+          softmax_grad(row, drow, i + 1, log_sums[number], mask.is_on(), mask.row(number));
           std::fill(row + i + 1, row + to, 0.0f);
           std::fill(drow + i + 1, drow + to, 0.0f);
         }

@@ -60,7 +60,7 @@ inline void parallel_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, con
 
 // e**x to about 1e-7, in a form that compilers vectorise: 2**n times a polynomial on [-ln 2 / 2, ln 2 / 2].
 inline float fast_exp(float x) {
-  x = std::min(x, 88.0f);
+  x = x > 88.0f ? 88.0f : x;
   x = x < -87.0f ? -87.0f : x;
   const float n = std::nearbyint(x * 1.44269504f);
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -86,6 +86,17 @@ inline int32_t mix(int32_t x) {
   return x ^ (x >> 16);
 }
 
+// One row of a mask; a copy of all that it reads, so that the compiler knows that nobody else writes it.
+struct DropoutRow {
+  const int32_t *column;
+  uint32_t number;
+  int32_t threshold;
+  float scale;
+  float operator()(int64_t j) const {
+    return static_cast<int32_t>(number * static_cast<uint32_t>(column[j])) >= threshold ? scale : 0.0f;
+  }
+};
+
 // layers.Dropout's mask, as a factor: 0 for a dropped element, else `scale`.
 struct DropoutMask {
   int32_t start, threshold;
@@ -99,10 +110,8 @@ struct DropoutMask {
     for (int64_t j = 0; is_on() && j < columns; ++j) column[j] = mix(start + static_cast<int32_t>(rows + j)) | 1;
   }
   bool is_on() const { return scale != 1.0f; }
-  int32_t row(int64_t i) const { return mix(start + static_cast<int32_t>(i)) | 1; }
-  float factor(int32_t row, int64_t j) const {
-    return static_cast<int32_t>(static_cast<uint32_t>(row) * static_cast<uint32_t>(column[j])) >= threshold ? scale
-                                                                                                            : 0.0f;
+  DropoutRow row(int64_t i) const {
+    return {column.data(), static_cast<uint32_t>(mix(start + static_cast<int32_t>(i)) | 1), threshold, scale};
   }
 };
 

@@ -16,7 +16,7 @@ KERNEL(cross_entropy) {
     if (labels[i] < 0 || labels[i] >= classes) continue;
     float top = row[0];
 #pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < classes; ++j) top = std::max(top, row[j]);
+    for (int64_t j = 0; j < classes; ++j) top = row[j] > top ? row[j] : top;
     // In blocks: one float running over tens of thousands of terms would lose digits.
     double sum = 0.0;
     for (int64_t from = 0; from < classes; from += 1024) {

@@ -11,11 +11,11 @@ KERNEL(dropout) {
   const DropoutMask mask(INTS(1)[0], INTS(2), FLOATS(3)[0], rows, columns);
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < rows; ++i) {
-    const int32_t row = mask.row(i);
+    const DropoutRow factor = mask.row(i);
     const float *from = x + i * columns;
     float *to = y + i * columns;
 #pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) to[j] = from[j] * mask.factor(row, j);
+    for (int64_t j = 0; j < columns; ++j) to[j] = from[j] * factor(j);
   }
   return 0;
 }

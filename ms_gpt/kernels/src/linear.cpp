@@ -3,6 +3,8 @@
 
 using namespace ms_gpt;
 
+static constexpr int64_t kRows = 256;
+
 // x (R, I), w (I, O), b (O) -> y (R, O)
 KERNEL(linear) {
   const float *x = FLOATS(0), *w = FLOATS(1), *b = FLOATS(2);
@@ -20,7 +22,11 @@ KERNEL(linear_grad) {
   float *dx = FLOATS(3), *dw = FLOATS(4), *db = FLOATS(5);
   const int64_t in = shapes[1][0], out = shapes[1][1], rows = size_of(shapes[0], ndims[0]) / in;
   parallel_gemm('n', 't', rows, in, out, dy, out, w, out, 0.0f, dx, in);
-  parallel_gemm('t', 'n', in, out, rows, x, in, dy, out, 0.0f, dw, out);
+  // In blocks of rows: a long way down the columns of x is slow where they lie a power of two apart.
+  for (int64_t i = 0; i < rows; i += kRows) {
+    parallel_gemm('t', 'n', in, out, std::min(kRows, rows - i), x + i * in, in, dy + i * out, out, i ? 1.0f : 0.0f, dw,
+                  out);
+  }
 #pragma omp parallel
   {
     auto [from, to] = share(out, omp_get_thread_num(), omp_get_num_threads(), 16);
