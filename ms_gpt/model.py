@@ -86,14 +86,16 @@ class Attention(nn.Cell):
         self.weighted_sum = ops.BatchMatMul()
         self.add_columns = ops.IndexAdd(axis=2)
         self.needs_weights = config.output_attentions
-        self.kernel = None
+        self.kernel = self.step_kernel = None
         self.no_key = Tensor(0, ms.int32)
         self.settings = Tensor([self.scale, 1.0], ms.float32)
         self.training_settings = Tensor([self.scale, self.attn_dropout.scale], ms.float32)
 
     def set_kernels(self, are_used: bool) -> None:
         """Compute with the fused CPU kernel, or with plain operations."""
-        self.kernel = kernel("attention", self.n_head) if are_used and not self.needs_weights else None
+        are_used = are_used and not self.needs_weights
+        self.kernel = kernel("attention", self.n_head) if are_used else None
+        self.step_kernel = kernel("attention_step") if are_used else None
 
     @property
     def pruned_heads(self) -> set[int]:
@@ -137,8 +139,12 @@ class Attention(nn.Cell):
         return (self.add_columns(key_cache, cache_position, key * is_real),
                 self.add_columns(value_cache, cache_position, value * is_real))
 
-    def fused(self, packed: Tensor, bias: Tensor, dropout_key: Tensor | None) -> Tensor:
-        """Return what the heads see, (B, T, D), from queries, keys and values (B, T, 3 D), by the fused kernel."""
+    def fused(self, packed: Tensor, bias: Tensor, dropout_key: Tensor | None, past: tuple | None) -> Tensor:
+        """Return what the heads see, (B, T, D), from queries, keys and values (B, T, 3 D), by the fused kernels."""
+        if past is not None:
+            key_cache, value_cache, cache_position, is_real = past
+            return self.step_kernel(packed, key_cache, value_cache, bias, cache_position, is_real.astype(ms.float32),
+                                    self.settings)
         if self.training and dropout_key is not None:
             return self.kernel(packed, bias, dropout_key, self.attn_dropout.constants, self.training_settings)[0]
         return self.kernel(packed, bias, self.no_key, self.attn_dropout.constants, self.settings)[0]
@@ -146,8 +152,9 @@ class Attention(nn.Cell):
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
                   dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the attention output, without the residual, and the weights."""
-        if self.kernel is not None and head_mask is None and past is None:
-            return self.resid_dropout(self.c_proj(self.fused(self.c_attn(x), bias, dropout_key)), dropout_key), None
+        if self.kernel is not None and head_mask is None:
+            out = self.fused(self.c_attn(x), bias, dropout_key, past)
+            return self.resid_dropout(self.c_proj(out), dropout_key), None
         dtype = self.c_attn.compute_dtype
         query, key, value = ops.split(self.c_attn(x), self.n_head * self.head_size, axis=2)
         query, key, value = self.split_heads(query), self.split_heads(key), self.split_heads(value)  # (B, H, T, K)

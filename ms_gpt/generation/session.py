@@ -28,6 +28,8 @@ class _Graph(nn.Cell):
         super().__init__(auto_prefix=False)
         self.model = model
         self.cache = cache
+        # The kernel writes over what a column of the cache held; the plain operations add to it.
+        self.adds_to_cache = model.transformer.h[0].attn.step_kernel is None
         self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
 
     def next_token(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +54,8 @@ class _Prefill(_Graph):
     def construct(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache_position: Tensor,
                   last: Tensor) -> tuple[Tensor, Tensor]:
         """Return what follows position ``last`` (B,) of the new columns."""
-        self.cache.keep(cache_position[:1])
+        if self.adds_to_cache:
+            self.cache.keep(cache_position[:1])
         hidden_states = self.model.transformer(input_ids, attention_mask, None, position_ids, None, None, self.cache(),
                                                cache_position)[0]
         return self.next_token(gather_positions(hidden_states, last))
@@ -61,14 +64,25 @@ class _Prefill(_Graph):
 class _Decode(_Graph):
     """Reads one column more."""
 
-    def construct(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache_position: Tensor,
-                  source: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what follows; row b first becomes row ``source[b]``."""
-        if source is not None:
-            self.cache.reorder(source)
+    def construct(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor,
+                  cache_position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what follows."""
         hidden_states = self.model.transformer(input_ids, attention_mask, None, position_ids, None, None, self.cache(),
                                                cache_position)[0]
         return self.next_token(hidden_states[:, 0])
+
+
+class _Reorder(nn.Cell):
+    """Moves rows of the cache: a graph of its own, as a kernel writes to what the cache holds when its graph begins."""
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__(auto_prefix=False)
+        self.cache = cache
+
+    def construct(self, source: Tensor) -> Tensor:
+        """Let row b become row ``source[b]``."""
+        self.cache.reorder(source)
+        return source
 
 
 class Session:
@@ -100,6 +114,7 @@ class Session:
         self._cache = KVCache(model, batch_size, self.length) if use_cache else None
         self._forward, self._prefill, self._decode = (
             kind(model, self._cache) for kind in (_Forward, _Prefill, _Decode))
+        self._reorder = _Reorder(self._cache) if use_cache else None
         self.forget()
 
     def forget(self) -> None:
@@ -139,9 +154,9 @@ class Session:
         if is_next:
             position_ids = np.array([[len(row) - 1] for row in rows], np.int32)
             tokens = np.array([[row[-1]] for row in rows], np.int32)
-            order = () if source is None else (Tensor(np.array(source, np.int32)),)
-            outputs = self._decode(Tensor(tokens), mask, Tensor(position_ids), Tensor(np.array([start], np.int32)),
-                                   *order)
+            if source is not None:
+                self._reorder(Tensor(np.array(source, np.int32)))
+            outputs = self._decode(Tensor(tokens), mask, Tensor(position_ids), Tensor(np.array([start], np.int32)))
         else:
             # Rows that have changed places are read from the start.
             start = 0 if source is not None else start

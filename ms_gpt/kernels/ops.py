@@ -98,6 +98,10 @@ def _attention(n_head: int) -> ops.Custom:
     return _custom("attention", infer, 2, bprop)
 
 
+def _attention_step() -> ops.Custom:
+    return _custom("attention_step", lambda packed, *_: packed[:-1] + [packed[-1] // 3])
+
+
 def _cross_entropy() -> ops.Custom:
     gradient = _custom("cross_entropy_grad", lambda logits, labels, log_sums, dnll: logits)
 
@@ -112,7 +116,8 @@ def _adamw() -> ops.Custom:
 
 
 _MAKERS = {"linear": _linear, "project": _project, "gelu": _gelu, "dropout": _dropout, "layer_norm": _layer_norm,
-           "add_layer_norm": _add_layer_norm, "attention": _attention, "cross_entropy": _cross_entropy,
+           "add_layer_norm": _add_layer_norm, "attention": _attention, "attention_step": _attention_step,
+           "cross_entropy": _cross_entropy,
            "adamw": _adamw}
 
 

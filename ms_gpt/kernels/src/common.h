@@ -59,8 +59,8 @@ inline void parallel_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, con
 }
 
 // e**x to about 1e-7, in a form that compilers vectorise: 2**n times a polynomial on [-ln 2 / 2, ln 2 / 2].
-inline float fast_exp(float x) {
-  x = x > 88.0f ? 88.0f : x;
+inline float fast_exp(float argument) {
+  float x = argument > 88.0f ? 88.0f : argument;
   x = x < -87.0f ? -87.0f : x;
   const float n = std::nearbyint(x * 1.44269504f);
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -74,7 +74,7 @@ inline float fast_exp(float x) {
   int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  return y * power;
+  return argument < -87.0f ? 0.0f : y * power;
 }
 
 // layers.mix: scatter the bits of a counter. Shifts are arithmetic and products wrap, as MindSpore's do.
