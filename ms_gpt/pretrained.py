@@ -112,7 +112,7 @@ class GPTPreTrainedModel(nn.Cell):
         self.forget_graphs()
 
     def set_compute_dtype(self, dtype: str) -> None:
-        """Compute the matrix products in another dtype; weights, softmax, LayerNorm and loss stay in float32.
+        """Compute the matrix products in another dtype; weights, softmax, LayerNorm, GELU and loss stay in float32.
 
         Args:
             dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
@@ -120,6 +120,39 @@ class GPTPreTrainedModel(nn.Cell):
         for _, cell in self.cells_and_names():
             if isinstance(cell, (Conv1D, GPTPreTrainedModel)):
                 cell.compute_dtype = _DTYPES[dtype]
+            elif isinstance(cell, nn.Dense):
+                cell.to_float(_DTYPES[dtype])
+        if dtype == "float32":
+            self.set_flash_attention(False)
+        self.forget_graphs()
+
+    def set_flash_attention(self, enabled: bool) -> None:
+        """Use Ascend's fused attention, ``mindspore.ops.flash_attention_score``, wherever it can be used.
+
+        It never is with a cache, with a head mask, or in training with ``attn_pdrop`` > 0: the kernel's own dropout
+        would not repeat. Written after its documentation; untested on hardware.
+
+        Args:
+            enabled: Whether to use it, on Ascend and in half precision only.
+
+        Raises:
+            UserError: The device is not Ascend, or the model computes in float32, returns attention weights, or has
+                heads of another size than the kernel takes.
+        """
+        if enabled:
+            config = self.config
+            if ms.get_context("device_target") != "Ascend":
+                raise UserError("flash attention is a kernel of Ascend: leave it out on "
+                                f"{ms.get_context('device_target')}")
+            if self.compute_dtype == ms.float32:
+                raise UserError("flash attention computes in half precision: choose the dtype float16 or bfloat16")
+            if config.output_attentions:
+                raise UserError("flash attention has no weights to return: set output_attentions to false")
+            if config.head_size % 16 or config.head_size > 512:
+                raise UserError(f"flash attention takes heads of 16, 32 ... 512 numbers, and these have "
+                                f"{config.head_size} (n_embd / n_head)")
+        for block in self.backbone.h:
+            block.attn.flash_attention = enabled
         self.forget_graphs()
 
     def reseed(self, seed: int, step: int = 0) -> None:
