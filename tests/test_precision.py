@@ -233,8 +233,9 @@ def test_training_halves_an_enormous_scale_and_goes_on(tmp_path, monkeypatch):
     assert overflows[-1] > 4
     assert int(trainer.optimizer.step.asnumpy()) == 40 - overflows[-1]
     assert records[-1]["loss"] < 1.0 < 1.9 < records[0]["loss"]
-    assert sum("float16 overflowed" in note for note in console.notes) == len(set(overflows))
-    assert f"{overflows[-1]} batches skipped so far" in console.notes[-1]
+    notes = [note for note in console.notes if "float16 overflowed" in note]
+    assert len(notes) == len(set(overflows))
+    assert f"{overflows[-1]} batches skipped so far" in notes[-1]
 
 
 def test_a_resumed_run_keeps_the_state_of_the_scale(tmp_path, monkeypatch):
@@ -376,44 +377,50 @@ def test_flash_attention_leaves_dropout_cache_and_head_mask_to_the_plain_path(id
     assert sum(node.kind == "FlashAttentionScore" for node in nodes) == 2
 
 
-def test_data_sink_is_driven_one_step_at_a_time(tmp_path, monkeypatch):
-    """A stand-in for Model.train as it is on a device: batches unseen by callbacks, one "epoch" a step."""
-    calls = []
+class SinkingModel:
+    """A stand-in for ``mindspore.train.Model`` on a device: callbacks see no batch, and an "epoch" has one step."""
 
-    class FakeModel:
-        def __init__(self, step):
-            self.step = step
+    def __init__(self, step):
+        self.step = step
 
-        def train(self, epoch, dataset, callbacks, dataset_sink_mode, sink_size):
-            calls.append((epoch, dataset_sink_mode, sink_size))
-            arguments = SimpleNamespace(train_dataset_element=(), cur_step_num=0)
-            context = SimpleNamespace(original_args=lambda: arguments, request_stop=lambda: None)
+    def train(self, epoch, dataset, callbacks, dataset_sink_mode, sink_size):
+        assert dataset_sink_mode
+        assert sink_size == 1
+        stops = []
+        arguments = SimpleNamespace(train_dataset_element=())
+        context = SimpleNamespace(original_args=lambda: arguments, request_stop=lambda: stops.append(1))
+        passes = -(-epoch // dataset.get_dataset_size())
+        iterator = dataset.create_tuple_iterator(num_epochs=passes)
+        for callback in callbacks:
+            callback.on_train_begin(context)
+        for batch in [batch for _ in range(passes) for batch in iterator][:epoch]:
             for callback in callbacks:
-                callback.on_train_begin(context)
-            batches = dataset.create_tuple_iterator(num_epochs=-(-epoch // dataset.get_dataset_size()))
-            rows = [batch for _ in range(-(-epoch // dataset.get_dataset_size())) for batch in batches][:epoch]
-            for batch in rows:
-                for callback in callbacks:
-                    callback.on_train_step_begin(context)
-                arguments.net_outputs = self.step(*batch)
-                arguments.cur_step_num += 1
-                for callback in callbacks:
-                    callback.on_train_step_end(context)
+                callback.on_train_step_begin(context)
+            arguments.net_outputs = self.step(*batch)
             for callback in callbacks:
-                callback.on_train_end(context)
+                callback.on_train_step_end(context)
+            if stops:
+                break
+        for callback in callbacks:
+            callback.on_train_end(context)
 
-    def run(folder):
-        trainer = as_float16(folder, monkeypatch, 4.0, max_steps=10)
-        return trainer, lambda: [trainer.train(), [item.asnumpy() for item in trainer.model.weights().values()]][1]
 
-    _, train = run(tmp_path / "plain")
-    weights = train()
-    trainer, train = run(tmp_path / "sink")
-    trainer.args.dataset_sink_mode = True
-    monkeypatch.setattr(trainer_module, "Model", FakeModel)
-    assert same(train(), weights)
-    assert calls == [(12, True, 1)]
-    assert trainer.state.step >= 10
+def test_data_sink_takes_the_steps_that_are_taken_without(tmp_path, monkeypatch):
+    """To a kill in the middle of an epoch of four steps, and from there to the end."""
+    def run(folder, sinks):
+        trainer = as_float16(folder, monkeypatch, 4.0, max_steps=10, save_strategy="steps", save_steps=6)
+        trainer.args.dataset_sink_mode = sinks
+        trainer.train(resume=True)
+        return trainer.optimizer.step.asnumpy(), *(item.asnumpy() for item in trainer.model.weights().values())
+
+    expected = run(tmp_path / "plain", False)
+    assert expected[0] == 10
+    monkeypatch.setattr(trainer_module, "Model", SinkingModel)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save_state", _stop_after(Trainer.save_state, 1, []))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "sink", True)
+    assert same(run(tmp_path / "sink", True), expected)
 
 
 def test_data_sink_where_it_cannot_be_is_refused(tmp_path):
