@@ -362,6 +362,17 @@ def test_flash_attention_is_for_ascend_only(tmp_path):
         Trainer(tiny(GPTLMHeadModel, "float32"), TrainingArguments(str(tmp_path), flash_attention=True, device="cpu"))
 
 
+@pytest.mark.parametrize("attn_pdrop", [0.0, 0.1])
+def test_trainer_turns_flash_attention_on_and_says_where_it_is_not_used(attn_pdrop, tmp_path, monkeypatch):
+    console, model = Notes(), tiny(GPTLMHeadModel, "float16", attn_pdrop=attn_pdrop)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "setup", lambda *options: runtime.Runtime("ascend", "graph", "float16", 0))
+        patch.setattr(ms, "get_context", lambda name: "Ascend")
+        Trainer(model, TrainingArguments(str(tmp_path), flash_attention=True, dtype="float16"), console=console)
+    assert all(block.attn.flash_attention for block in model.transformer.h)
+    assert len(console.notes) == (attn_pdrop > 0)
+
+
 def test_flash_attention_leaves_dropout_cache_and_head_mask_to_the_plain_path(ids, tmp_path, monkeypatch, graph_mode):
     model = on_ascend(monkeypatch, tiny(GPTLMHeadModel, "float16", attn_pdrop=0.1))
     head_mask = Tensor(np.ones(3, np.float32))

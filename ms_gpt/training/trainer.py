@@ -118,6 +118,8 @@ class Trainer:
             model.set_compute_dtype(self.runtime.dtype)
         if self.args.flash_attention:
             model.set_flash_attention(True)
+            if model.config.attn_pdrop > 0:
+                self.console.note("flash attention is for evaluation only, since attn_pdrop is not 0")
         self.scaler: LossScaler | None = None
         self.max_length = self._max_length()
         self.buckets: list[int] = []
