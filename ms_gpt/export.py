@@ -122,8 +122,10 @@ def export_mindir(model: GPTPreTrainedModel, path: str | Path, batch_size: int =
     too_large = f"batch_size={batch_size} by length={length} is more than this machine can hold: take fewer rows"
     if batch_size * length >= 2**31:
         raise UserError(too_large)
-    was_training = model.training
+    was_training, used_kernels = model.training, model.uses_kernels
     model.set_train(False)
+    # A kernel of this machine's would run on no other.
+    model.use_kernels(False)
     try:
         with explain_os_errors(target), _workspace(target) as folder:
             graph = _write(_Exported(model), folder, _free_prefix(target), (batch_size, length))
@@ -133,6 +135,7 @@ def export_mindir(model: GPTPreTrainedModel, path: str | Path, batch_size: int =
         raise UserError(too_large) from None
     finally:
         model.set_train(was_training)
+        model.use_kernels(used_kernels)
     inputs = [_described(name, (batch_size, length), ms.int32) for name in ("input_ids", "attention_mask")]
     outputs = [_described("logits", logits.shape, logits.dtype)]
     return ExportReport(target, files, batch_size, length, inputs, outputs, difference)

@@ -43,7 +43,8 @@ class MLP(nn.Cell):
 
     def construct(self, x: Tensor, dropout_key: Tensor | None = None) -> Tensor:
         """Return the feed-forward output, without the residual."""
-        return self.dropout(self.c_proj(self.act(self.c_fc(x))), dropout_key)
+        # In float32: the square in GELU's gradient leaves float16's range at 256, and is NaN from there on.
+        return self.dropout(self.c_proj(self.act(self.c_fc(x).astype(ms.float32))), dropout_key)
 
 
 class Attention(nn.Cell):
@@ -62,8 +63,8 @@ class Attention(nn.Cell):
             (B, 1, T, 1), 1 for real tokens and 0 for padding. Columns of the caches that have not been written are 0.
 
     Outputs:
-        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, S); ``None`` where the fused kernel does
-        without them (it is left alone if ``config.output_attentions``).
+        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, S); ``None`` where the CPU's fused kernel
+        or Ascend's ``flash_attention`` was used, which do without them (not if ``config.output_attentions``).
 
     Source: Vaswani et al. 2017, section 3.2; names from openai/finetune-transformer-lm.
     """
@@ -85,6 +86,7 @@ class Attention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.weighted_sum = ops.BatchMatMul()
         self.add_columns = ops.IndexAdd(axis=2)
+        self.flash_attention = False
         self.needs_weights = config.output_attentions
         self.kernel = self.step_kernel = None
         self.no_key = Tensor(0, ms.int32)
@@ -134,10 +136,12 @@ class Attention(nn.Cell):
     def remember(self, past: tuple, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values (B, H, T, K) into the caches; return all that these hold, (B, H, S, K) each."""
         key_cache, value_cache, cache_position, is_real = past
-        is_real = is_real.astype(key.dtype)
+        # The caches of a model in bfloat16 are float32: IndexAdd takes no bfloat16.
+        dtype, kept = key.dtype, key_cache.dtype
+        is_real = is_real.astype(kept)
         # Adding to columns of zeros is the fastest way to write in place. Padding leaves its columns free.
-        return (self.add_columns(key_cache, cache_position, key * is_real),
-                self.add_columns(value_cache, cache_position, value * is_real))
+        return (self.add_columns(key_cache, cache_position, key.astype(kept) * is_real).astype(dtype),
+                self.add_columns(value_cache, cache_position, value.astype(kept) * is_real).astype(dtype))
 
     def fused(self, packed: Tensor, bias: Tensor, dropout_key: Tensor | None, past: tuple | None) -> Tensor:
         """Return what the heads see, (B, T, D), from queries, keys and values (B, T, 3 D), by the fused kernels."""
@@ -149,14 +153,39 @@ class Attention(nn.Cell):
             return self.kernel(packed, bias, dropout_key, self.attn_dropout.constants, self.training_settings)[0]
         return self.kernel(packed, bias, self.no_key, self.attn_dropout.constants, self.settings)[0]
 
-    def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
-                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
+    def flash(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Attend by Ascend's fused kernel, as its documentation has it; it has not been run on hardware yet.
+
+        Args:
+            query: float16 or bfloat16 Tensor (B, T, H*K), layout "BSH".
+            key: As ``query``.
+            value: As ``query``.
+            bias: float32 Tensor (1 or B, 1, T, T).
+
+        Returns:
+            Tensor (B, T, H*K) of the dtype of ``query``.
+        """
+        length = bias.shape[-1]
+        position = ops.arange(0, length, 1, dtype=ms.int32)
+        # Padding looks at itself, since what the kernel makes of a row without any key is not documented.
+        hidden = ops.logical_and(bias < 0, position.reshape((length, 1)) != position.reshape((1, length)))
+        if bias.shape[0] == 1:
+            hidden = hidden.reshape((length, length))
+        # Mode 1: the whole mask is given, True where a query may not look.
+        return ops.flash_attention_score(query, key, value, self.n_head, attn_mask=hidden, keep_prob=1.0,
+                                         scalar_value=self.scale, input_layout="BSH", sparse_mode=1)
+
+    def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None, dropout_key: Tensor | None = None,
+                  past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the attention output, without the residual, and the weights."""
         if self.kernel is not None and head_mask is None:
             out = self.fused(self.c_attn(x), bias, dropout_key, past)
             return self.resid_dropout(self.c_proj(out), dropout_key), None
         dtype = self.c_attn.compute_dtype
         query, key, value = ops.split(self.c_attn(x), self.n_head * self.head_size, axis=2)
+        if (self.flash_attention and past is None and head_mask is None
+                and not (self.training and self.attn_dropout.p > 0)):
+            return self.resid_dropout(self.c_proj(self.flash(query, key, value, bias)), dropout_key), None
         query, key, value = self.split_heads(query), self.split_heads(key), self.split_heads(value)  # (B, H, T, K)
         if past is not None:
             key, value = self.remember(past, key, value)  # (B, H, S, K)

@@ -41,6 +41,7 @@ class GPTPreTrainedModel(nn.Cell):
         super().__init__()
         self.config = config
         self.compute_dtype = ms.float32
+        self.uses_kernels = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, the inputs checked beforehand: a compiler would report a mistake in forty lines."""
@@ -115,7 +116,7 @@ class GPTPreTrainedModel(nn.Cell):
         self.forget_graphs()
 
     def set_compute_dtype(self, dtype: str) -> None:
-        """Compute the matrix products in another dtype; weights, softmax, LayerNorm and loss stay in float32.
+        """Compute the matrix products in another dtype; weights, softmax, LayerNorm, GELU and loss stay in float32.
 
         Args:
             dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
@@ -123,6 +124,39 @@ class GPTPreTrainedModel(nn.Cell):
         for _, cell in self.cells_and_names():
             if isinstance(cell, (Conv1D, GPTPreTrainedModel)):
                 cell.compute_dtype = _DTYPES[dtype]
+            elif isinstance(cell, nn.Dense):
+                cell.to_float(_DTYPES[dtype])
+        if dtype == "float32":
+            self.set_flash_attention(False)
+        self.use_kernels(dtype == "float32" and are_usable())
+
+    def set_flash_attention(self, enabled: bool) -> None:
+        """Use Ascend's fused attention, ``mindspore.ops.flash_attention_score``, wherever it can be used.
+
+        It never is with a cache, with a head mask, or in training with ``attn_pdrop`` > 0: the kernel's own dropout
+        would not repeat. Written after its documentation; untested on hardware.
+
+        Args:
+            enabled: Whether to use it, on Ascend and in half precision only.
+
+        Raises:
+            UserError: The device is not Ascend, or the model computes in float32, returns attention weights, or has
+                heads of another size than the kernel takes.
+        """
+        if enabled:
+            config = self.config
+            if ms.get_context("device_target") != "Ascend":
+                raise UserError("flash attention is a kernel of Ascend: leave it out on "
+                                f"{ms.get_context('device_target')}")
+            if self.compute_dtype == ms.float32:
+                raise UserError("flash attention computes in half precision: choose the dtype float16 or bfloat16")
+            if config.output_attentions:
+                raise UserError("flash attention has no weights to return: set output_attentions to false")
+            if config.head_size % 16 or config.head_size > 512:
+                raise UserError(f"flash attention takes heads of 16, 32 ... 512 numbers, and these have "
+                                f"{config.head_size} (n_embd / n_head)")
+        for block in self.backbone.h:
+            block.attn.flash_attention = enabled
         self.forget_graphs()
 
     def use_kernels(self, are_used: bool) -> None:
@@ -134,6 +168,8 @@ class GPTPreTrainedModel(nn.Cell):
         for _, cell in self.cells_and_names():
             if hasattr(cell, "set_kernels"):
                 cell.set_kernels(are_used)
+            if isinstance(cell, GPTPreTrainedModel):
+                cell.uses_kernels = are_used
         self.forget_graphs()
 
     def reseed(self, seed: int, step: int = 0) -> None:

@@ -70,6 +70,21 @@ class RuntimeOptions(Options):
     seed: int = 0
 
 
+@dataclass(kw_only=True)
+class TrainingRuntimeOptions(RuntimeOptions):
+    """What every verb that trains takes besides.
+
+    Args:
+        flash_attention: Use Ascend's fused attention, in half precision; needs attention dropout 0. Untested.
+        dataset_sink_mode: Queue batches of one shape on the device, Ascend or GPU. Untested.
+    """
+
+    TITLE = "where and how it trains"
+
+    flash_attention: bool = False
+    dataset_sink_mode: bool = False
+
+
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ms_gpt.cli import to_json
-from ms_gpt.cli.options import RuntimeOptions, option
+from ms_gpt.cli.options import TrainingRuntimeOptions, option
 from ms_gpt.cli.runs import place, resumable, write_recipe
 from ms_gpt.cli.texts import downloading
 from ms_gpt.console import Console
@@ -27,7 +27,7 @@ _BY_RECIPE = "chosen by the recipe"
 
 
 @dataclass(kw_only=True)
-class PretrainOptions(RuntimeOptions):
+class PretrainOptions(TrainingRuntimeOptions):
     """What to train on, what to start from, how.
 
     Args:

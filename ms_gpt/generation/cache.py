@@ -26,9 +26,11 @@ class KVCache(nn.Cell):
         backbone = model.backbone
         self.length = length
         self.n_layer = len(backbone.h)
+        # Columns are written by IndexAdd, which takes float16 and float32.
+        dtype = ms.float16 if backbone.compute_dtype == ms.float16 else ms.float32
         shapes = [(batch_size, block.attn.n_head, length, block.attn.head_size) for block in backbone.h]
         self.keys, self.values = (
-            ParameterTuple([Parameter(Tensor(np.zeros(shape, np.float32)).astype(backbone.compute_dtype),
+            ParameterTuple([Parameter(Tensor(np.zeros(shape, np.float32)).astype(dtype),
                                       name=f"past_{kind}_{layer}", requires_grad=False)
                             for layer, shape in enumerate(shapes)])
             for kind in ("key", "value"))

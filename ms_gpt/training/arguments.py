@@ -52,6 +52,8 @@ class _Fields:
     device: str = "auto"
     mode: str = "graph"
     dtype: str = "float32"
+    flash_attention: bool = False
+    dataset_sink_mode: bool = False
 
 
 class TrainingArguments(_Fields):
@@ -94,7 +96,11 @@ class TrainingArguments(_Fields):
         seed: Seed of the data order and of dropout.
         device: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"ascend"``.
         mode: ``"graph"`` or ``"pynative"``.
-        dtype: Of the matrix products: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        dtype: Of the matrix products: ``"float32"``, ``"float16"``, which turns on dynamic loss scaling, or
+            ``"bfloat16"``.
+        flash_attention: Use Ascend's fused attention where it can be; see ``model.set_flash_attention``.
+        dataset_sink_mode: Queue the batches on the device, Ascend or GPU, as ``mindspore.train.Model`` does; all must
+            have one shape.
 
     Raises:
         UserError: A name is unknown (with a suggestion) or a value is outside its range.

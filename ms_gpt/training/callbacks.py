@@ -16,6 +16,7 @@ from ms_gpt import checkpoint
 from ms_gpt.checkpoint.atomic import explain_os_errors, make_folder
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
+from ms_gpt.training.loss_scale import LossScaler
 from ms_gpt.training.perplexity import perplexity
 
 if TYPE_CHECKING:
@@ -80,16 +81,19 @@ class Progress(Callback):
         self.compiling = contextlib.ExitStack()
         self.pending: list[tuple] = []
         self.batches, self.tokens, self.seconds = 0, 0, 0.0
+        self.overflows = 0
 
     def on_train_begin(self, run_context: RunContext) -> None:
         """Open the bar."""
-        state = self.trainer.state
+        state, scaler = self.trainer.state, self.trainer.scaler
+        self.overflows = int(scaler.overflows.asnumpy()) if scaler is not None else 0
         self.bar = self.stack.enter_context(
             self.console.progress(state.max_steps, self.trainer.phase, start=state.step))
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
         """Announce a compilation if this batch's shape is new."""
-        self.batch = run_context.original_args().train_dataset_element
+        # A batch in the device's queue cannot be seen; one of its shape stands for it.
+        self.batch = run_context.original_args().train_dataset_element or self.trainer.sample_batch()
         shape = tuple(self.batch[0].shape)
         self.is_new = shape not in self.seen_shapes
         if self.is_new and self.trainer.args.mode == "graph":
@@ -119,24 +123,40 @@ class Progress(Callback):
     def flush(self) -> None:
         """Fetch the losses of the last steps from the device, show and write them."""
         state = self.trainer.state
-        losses = [float(loss.asnumpy()) for loss, _, _ in self.pending]
-        _, norm, rate = (float(value.asnumpy()) for value in self.pending[-1])
+        steps = [tuple(float(value.asnumpy()) for value in outputs) for outputs in self.pending]
         self.pending.clear()
+        scaling = self.loss_scaling()
+        # Batches that overflowed have changed nothing, and their losses mean nothing.
+        good = [step for step in steps if not scaling or np.isfinite(step[1])]
+        losses, norm, rate = [step[0] for step in good or steps], *(good or steps)[-1][1:]
         speed = self.tokens / self.seconds if self.seconds else None
         pace = 1000 * self.seconds / self.batches if self.batches else None
         self.batches, self.tokens, self.seconds = 0, 0, 0.0
         loss = float(np.mean(losses))
-        if not np.isfinite(loss):
+        if (good and not np.isfinite(loss)) or (not good and scaling["loss_scale"] <= LossScaler.smallest):
             raise UserError(f"the loss is {loss} at step {state.step}: lower the learning rate "
                             f"({self.trainer.args.learning_rate:g}) or check the labels; last/ holds the last save")
         # A classifier's loss has parts, and no perplexity.
-        figures = {} if self.trainer.is_classifier else {"perplexity": perplexity(loss)}
+        figures = {} if self.trainer.is_classifier or not good else {"perplexity": perplexity(loss)}
+        loss, norm = (value if np.isfinite(value) else None for value in (loss, norm))
         self.log.write(step=state.step, epoch=round(state.epochs_done, 4), loss=loss, **figures, learning_rate=rate,
-                       grad_norm=norm, ms_per_batch=pace, tokens_per_second=speed)
+                       grad_norm=norm, ms_per_batch=pace, tokens_per_second=speed, **scaling)
         if "accuracy" in state.last_eval:
             figures["accuracy"] = state.last_eval["accuracy"]
         self.bar.update(state.step, loss=loss, learning_rate=rate, **figures, ms_per_batch=pace,
                         tokens_per_second=speed)
+
+    def loss_scaling(self) -> dict[str, float]:
+        """Return the figures of a run with loss scaling, and say so if there were overflows since the last time."""
+        scaler = self.trainer.scaler
+        if scaler is None:
+            return {}
+        scale, overflows = float(scaler.scale.asnumpy()), int(scaler.overflows.asnumpy())
+        if overflows > self.overflows:
+            self.trainer.console.note(f"{self.trainer.phase} step {self.trainer.state.step}: float16 overflowed, "
+                                      f"{overflows} batches skipped so far; loss scale {scale:g}")
+            self.overflows = overflows
+        return {"loss_scale": scale, "overflows": overflows}
 
     def on_train_end(self, run_context: RunContext) -> None:
         """Close the bar."""

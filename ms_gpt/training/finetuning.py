@@ -281,6 +281,8 @@ def _shared(settings: Any) -> dict[str, Any]:
         "device": settings.device,
         "mode": settings.mode,
         "dtype": settings.dtype,
+        "flash_attention": settings.flash_attention,
+        "dataset_sink_mode": settings.dataset_sink_mode,
     }
 
 

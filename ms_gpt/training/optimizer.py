@@ -47,6 +47,7 @@ class AdamW(nn.Cell):
     Inputs:
         gradients: Tuple of Tensors like the parameters.
         learning_rate: float32 scalar Tensor.
+        applies: bool scalar Tensor or ``None``; with False, and gradients of 0, nothing is changed.
 
     Outputs:
         int32 scalar Tensor, the number of updates made.
@@ -85,13 +86,21 @@ class AdamW(nn.Cell):
         norm = ops.depend(norm, ops.assign_add(self.step, Tensor(1, ms.int32)))
         return norm.reshape(())
 
-    def construct(self, gradients: tuple, learning_rate: Tensor) -> Tensor:
+    def construct(self, gradients: tuple, learning_rate: Tensor, applies: Tensor | None = None) -> Tensor:
         """Update every parameter once."""
+        beta1, beta2, made = self.beta1, self.beta2, Tensor(1, ms.int32)
+        if applies is not None:
+            # Moments times 1 plus gradients times 0, and a rate of 0, leave every bit as it is.
+            one = Tensor(1.0, ms.float32)
+            beta1 = ops.where(applies, Tensor(self.beta1, ms.float32), one)
+            beta2 = ops.where(applies, Tensor(self.beta2, ms.float32), one)
+            made = applies.astype(ms.int32)
+            learning_rate = learning_rate * made.astype(ms.float32)
         step = (self.step + 1).astype(ms.float32)
         correction1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), step)
         correction2 = ops.sqrt(1.0 - ops.pow(Tensor(self.beta2, ms.float32), step))
         ratio = correction2 / correction1
         for i in range(len(self.decay)):
-            self.update(self.parameters[i], self.moment1[i], self.moment2[i], learning_rate * ratio, self.beta1,
-                        self.beta2, self.epsilon * correction2, self.decay[i] / ratio, gradients[i])
-        return ops.assign_add(self.step, Tensor(1, ms.int32))
+            self.update(self.parameters[i], self.moment1[i], self.moment2[i], learning_rate * ratio, beta1,
+                        beta2, self.epsilon * correction2, self.decay[i] / ratio, gradients[i])
+        return ops.assign_add(self.step, made)

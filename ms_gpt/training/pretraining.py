@@ -217,7 +217,8 @@ def build_trainer(model: GPTLMHeadModel, data: LanguageData, settings: Any, cons
         save_strategy="steps" if settings.save_steps or settings.eval_steps else "epoch",
         save_steps=settings.save_steps or settings.eval_steps, load_best_model_at_end=True,
         metric_for_best_model="loss", early_stopping_patience=settings.early_stopping_patience, seed=settings.seed,
-        device=settings.device, mode=settings.mode, dtype=settings.dtype)
+        device=settings.device, mode=settings.mode, dtype=settings.dtype,
+        flash_attention=settings.flash_attention, dataset_sink_mode=settings.dataset_sink_mode)
     kind = AdditionTrainer if data.is_addition else Trainer
     trainer = kind(model, arguments, data.parts["train"], data.parts["validation"], tokenizer=data.tokenizer,
                    console=console, phase="pretrain")

@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from ms_gpt.heads import GPTLMHeadModel
 from ms_gpt.layers import IGNORE_INDEX, log_softmax
 from ms_gpt.pretrained import GPTPreTrainedModel
+from ms_gpt.training.loss_scale import LossScaler, ScaledLoss
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate
 
@@ -163,32 +164,42 @@ class TrainStep(nn.Cell):
         optimizer: What applies the gradients.
         schedule: The learning rate.
         max_grad_norm: Gradients are scaled down to this global norm; 0 means never.
+        scaler: Scales the loss, and passes over batches whose gradients are not finite; ``None`` for neither.
 
     Inputs:
         *batch: The columns of a batch.
 
     Outputs:
-        Tuple of float32 scalars: loss, global norm of the gradients before clipping, learning rate.
+        Tuple of float32 scalars: loss, global norm of the gradients before clipping, learning rate. With a scaler a
+        norm that is not finite says that the batch changed nothing.
     """
 
-    def __init__(self, loss: nn.Cell, optimizer: AdamW, schedule: LearningRate, max_grad_norm: float = 1.0) -> None:
+    def __init__(self, loss: nn.Cell, optimizer: AdamW, schedule: LearningRate, max_grad_norm: float = 1.0,
+                 scaler: LossScaler | None = None) -> None:
         super().__init__(auto_prefix=False)
-        self.loss, self.optimizer, self.schedule = loss, optimizer, schedule
+        self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
+        self.loss = loss if scaler is None else ScaledLoss(loss, scaler)
         self.max_grad_norm = float(max_grad_norm)
-        self.value_and_grad = ops.value_and_grad(loss, None, optimizer.parameters)
+        self.value_and_grad = ops.value_and_grad(self.loss, None, optimizer.parameters, has_aux=scaler is not None)
         self.sum = ops.ReduceSum()
+        models = [cell for _, cell in loss.cells_and_names() if isinstance(cell, GPTPreTrainedModel)]
+        self.is_fused = (scaler is None and optimizer.kernel is not None
+                         and all(model.uses_kernels for model in models))
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make one update."""
-        loss, gradients = self.value_and_grad(*batch)
-        if self.optimizer.kernel is not None:
+        outputs, gradients = self.value_and_grad(*batch)
+        if self.is_fused:
             learning_rate = self.schedule(self.optimizer.step)
-            return loss, self.optimizer.clip_and_update(gradients, learning_rate, self.max_grad_norm), learning_rate
+            norm = self.optimizer.clip_and_update(gradients, learning_rate, self.max_grad_norm)
+            return outputs, norm, learning_rate
         total = Tensor(0.0, ms.float32)
         for i in range(len(gradients)):
             # In two steps: one running sum over millions of squares loses up to 7 % in float32 (ops.L2Loss does).
             total = total + self.sum(self.sum(ops.square(gradients[i]), -1))
         norm = ops.sqrt(total)
+        if self.scaler is not None:
+            return self.scaled_update(outputs[1], norm, gradients)
         if self.max_grad_norm > 0:
             scale = ops.minimum(Tensor(1.0, ms.float32), self.max_grad_norm / (norm + 1e-6))
             clipped = ()
@@ -197,4 +208,21 @@ class TrainStep(nn.Cell):
             gradients = clipped
         learning_rate = self.schedule(self.optimizer.step)
         self.optimizer(gradients, learning_rate)
+        return outputs, norm, learning_rate
+
+    def scaled_update(self, loss: Tensor, norm: Tensor, gradients: tuple) -> tuple[Tensor, Tensor, Tensor]:
+        """Make the update of a scaled loss, unless its gradients, and hence their norm, are not finite."""
+        scale = self.scaler.scale + 0.0
+        norm = norm / scale
+        # Not a branch, whose condition the host would have to read. One bad element makes the norm bad.
+        is_finite = ops.isfinite(norm)
+        factor = 1.0 / scale
+        if self.max_grad_norm > 0:
+            factor = factor * ops.minimum(Tensor(1.0, ms.float32), self.max_grad_norm / (norm + 1e-6))
+        kept = ()
+        for i in range(len(gradients)):
+            kept = kept + (ops.where(is_finite, gradients[i] * factor, ops.zeros_like(gradients[i])),)
+        learning_rate = self.schedule(self.optimizer.step)
+        self.optimizer(kept, learning_rate, is_finite)
+        self.scaler(is_finite)
         return loss, norm, learning_rate

@@ -24,6 +24,7 @@ from ms_gpt.heads import GPTForSequenceClassification, GPTLMHeadModel
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.callbacks import EvaluateAndSave, MetricsLog, Progress, default_console
+from ms_gpt.training.loss_scale import LossScaler
 from ms_gpt.training.metrics import METRICS
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.perplexity import check_vocabulary, perplexity, score_language_model
@@ -115,6 +116,11 @@ class Trainer:
                             "GPTForSequenceClassification or a GPTLMHeadModel")
         if self.runtime.dtype != "float32":
             model.set_compute_dtype(self.runtime.dtype)
+        if self.args.flash_attention:
+            model.set_flash_attention(True)
+            if model.config.attn_pdrop > 0:
+                self.console.note("flash attention is for evaluation only, since attn_pdrop is not 0")
+        self.scaler: LossScaler | None = None
         self.max_length = self._max_length()
         self.buckets: list[int] = []
         self.truncated = 0
@@ -125,6 +131,15 @@ class Trainer:
         self.output_dir = Path(self.args.output_dir)
         self.state = self._new_state()
         self._eval_steps: dict[tuple[str, ...], nn.Cell] = {}
+        if self.args.dataset_sink_mode:
+            self._check_sink()
+
+    def _check_sink(self) -> None:
+        if self.runtime.device == "cpu" or self.runtime.mode != "graph":
+            raise UserError("dataset_sink_mode=True needs graphs on Ascend or a GPU: leave it out on the CPU and in "
+                            "pynative mode")
+        if len(self.buckets) > 1 or getattr(self.train_batches, "ramp", ()):
+            raise UserError("dataset_sink_mode=True needs batches of one shape: set buckets=1, and no batch ramp")
 
     def _encode_parts(self, train_dataset: Iterable[Mapping[str, Any]] | None,
                       eval_dataset: Iterable[Mapping[str, Any]] | None) -> None:
@@ -237,7 +252,12 @@ class Trainer:
         state = self.state
         last_epoch = state.epoch + 1 if state.batch else math.ceil(state.max_steps / state.steps_per_epoch)
         dataset = to_mindspore(self.train_batches, state.epoch, state.batch)
-        Model(step).train(last_epoch, dataset, callbacks, dataset_sink_mode=False, initial_epoch=state.epoch)
+        if self.args.dataset_sink_mode:
+            # An "epoch" of one batch each, so that the callbacks run after every step, as they do without.
+            left = (last_epoch - state.epoch) * state.steps_per_epoch - state.batch
+            Model(step).train(left, dataset, callbacks, dataset_sink_mode=True, sink_size=1)
+        else:
+            Model(step).train(last_epoch, dataset, callbacks, dataset_sink_mode=False, initial_epoch=state.epoch)
 
     def _build_step(self) -> TrainStep:
         args = self.args
@@ -255,7 +275,12 @@ class Trainer:
             loss = SampledTargetLoss(self.model, args.softmax_tokens)
         else:
             loss = TargetLoss(self.model)
-        return TrainStep(loss, self.optimizer, schedule, args.max_grad_norm).set_train()
+        self.scaler = LossScaler() if self.runtime.dtype == "float16" else None
+        return TrainStep(loss, self.optimizer, schedule, args.max_grad_norm, self.scaler).set_train()
+
+    def sample_batch(self) -> tuple[Tensor, ...]:
+        """Return the first batch of the training data."""
+        return tuple(Tensor(column) for column in next(iter(self.train_batches.epoch(0))))
 
     def count_tokens(self, batch: Sequence[Tensor]) -> int:
         """Return the number of real tokens in a batch of the training data."""
@@ -380,12 +405,13 @@ class Trainer:
 
     def _stateful(self) -> dict[str, ms.Parameter]:
         return {**self.model.weights(), "dropout_state": self.model.backbone.dropout_state,
-                "adam_step": self.optimizer.step}
+                "adam_step": self.optimizer.step, **(self.scaler.state() if self.scaler is not None else {})}
 
     def _fingerprint(self) -> dict[str, Any]:
         """Return what must not change between a run and its continuation."""
         kept = ("per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
-                "weight_decay", "seed", "word_dropout", "softmax_tokens", "max_length", "truncation", "buckets")
+                "weight_decay", "seed", "word_dropout", "softmax_tokens", "max_length", "truncation", "buckets",
+                "dtype")
         values = {name: getattr(self.args, name) for name in kept}
         return {**values, "max_steps": self.state.max_steps, "examples": len(self.train_batches)}
 
@@ -398,7 +424,8 @@ class Trainer:
         folder = self.output_dir / "last"
         arrays, meta = checkpoint.load_state(folder)
         for name, value in self._fingerprint().items():
-            before = meta["arguments"].get(name)
+            # What an older version did not write down cannot be compared.
+            before = meta["arguments"].get(name, value)
             if before != value:
                 raise UserError(f"{folder} cannot be resumed: {name} was {before!r} and is {value!r} now. "
                                 "Use the same settings, or another --output-dir")
