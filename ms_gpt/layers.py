@@ -123,6 +123,22 @@ class LayerNorm(nn.Cell):
         return (centred * ops.rsqrt(variance + self.epsilon) * self.gamma + self.beta).astype(x.dtype)
 
 
+class Add(nn.Cell):
+    """The sum of two Tensors of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = None
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute with the fused CPU kernel: MindSpore's needs longer to start than a decoding step has time for."""
+        self.kernel = kernel("add") if are_used else None
+
+    def construct(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``x + y``."""
+        return x + y if self.kernel is None else self.kernel(x, y)
+
+
 class Activation(nn.Cell):
     """The activation of an MLP, by the name that ``config.json`` gives it.
 

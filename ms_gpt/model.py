@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.config import GPTConfig
 from ms_gpt.kernels import kernel
-from ms_gpt.layers import Activation, Conv1D, Dropout, LayerNorm, attention_bias, kept_heads, mix
+from ms_gpt.layers import Activation, Add, Conv1D, Dropout, LayerNorm, attention_bias, kept_heads, mix
 from ms_gpt.pretrained import GPTPreTrainedModel
 
 
@@ -219,6 +219,7 @@ class Block(nn.Cell):
         self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config.inner_size, config)
         self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.add = Add()
 
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
                   dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
@@ -230,7 +231,7 @@ class Block(nn.Cell):
         else:
             attended, weights = self.attn(self.ln_1(x), bias, head_mask, dropout_key, past)
             x, normed = self.ln_2.after_sum(x, attended)
-            x = x + self.mlp(normed, dropout_key)
+            x = self.add(x, self.mlp(normed, dropout_key))
         return x, weights
 
 

@@ -54,6 +54,13 @@ def _gelu() -> ops.Custom:
     return _custom("gelu", lambda x: x, bprop=bprop)
 
 
+def _add() -> ops.Custom:
+    def bprop(x, y, out, dout):
+        return dout, dout
+
+    return _custom("add", lambda x, y: x, bprop=bprop)
+
+
 def _dropout() -> ops.Custom:
     again = _custom("dropout", lambda x, key, constants, scale: x)
 
@@ -115,10 +122,9 @@ def _adamw() -> ops.Custom:
     return _custom("adamw", lambda *_: [1])
 
 
-_MAKERS = {"linear": _linear, "project": _project, "gelu": _gelu, "dropout": _dropout, "layer_norm": _layer_norm,
-           "add_layer_norm": _add_layer_norm, "attention": _attention, "attention_step": _attention_step,
-           "cross_entropy": _cross_entropy,
-           "adamw": _adamw}
+_MAKERS = {"linear": _linear, "project": _project, "gelu": _gelu, "add": _add, "dropout": _dropout,
+           "layer_norm": _layer_norm, "add_layer_norm": _add_layer_norm, "attention": _attention,
+           "attention_step": _attention_step, "cross_entropy": _cross_entropy, "adamw": _adamw}
 
 
 @functools.cache

@@ -23,6 +23,9 @@ extern "C" int dnnl_sgemm(char transa, char transb, int64_t m, int64_t n, int64_
 
 namespace ms_gpt {
 
+// Waking the threads for fewer elements than this costs more than it saves.
+constexpr int64_t kSmall = 16384;
+
 inline int64_t size_of(const int64_t *shape, int ndim) {
   int64_t size = 1;
   for (int i = 0; i < ndim; ++i) size *= shape[i];

@@ -9,7 +9,7 @@ KERNEL(dropout) {
   float *y = FLOATS(4);
   const int64_t columns = shapes[0][ndims[0] - 1], rows = size_of(shapes[0], ndims[0]) / columns;
   const DropoutMask mask(INTS(1)[0], INTS(2), FLOATS(3)[0], rows, columns);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * columns > kSmall)
   for (int64_t i = 0; i < rows; ++i) {
     const DropoutRow factor = mask.row(i);
     const float *from = x + i * columns;

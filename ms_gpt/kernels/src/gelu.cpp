@@ -16,7 +16,7 @@ KERNEL(gelu) {
   const float *x = FLOATS(0);
   float *y = FLOATS(1);
   const int64_t size = size_of(shapes[0], ndims[0]);
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (size > kSmall)
   for (int64_t i = 0; i < size; ++i) y[i] = x[i] * sigmoid(kSlope * x[i] * (1.0f + kCubic * x[i] * x[i]));
   return 0;
 }
@@ -26,7 +26,7 @@ KERNEL(gelu_grad) {
   const float *x = FLOATS(0), *dy = FLOATS(1);
   float *dx = FLOATS(2);
   const int64_t size = size_of(shapes[0], ndims[0]);
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (size > kSmall)
   for (int64_t i = 0; i < size; ++i) {
     const float square = x[i] * x[i];
     const float s = sigmoid(kSlope * x[i] * (1.0f + kCubic * square));

@@ -8,7 +8,7 @@ namespace {
 // Normalise each row of x, or of x + residual, which then goes to sum. Statistics: mean and 1 / standard deviation.
 void normalise(int64_t rows, int64_t size, const float *x, const float *residual, const float *gamma,
                const float *beta, float epsilon, float *sum, float *y, float *statistics) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * size > kSmall)
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x + i * size;
     if (residual) {
