@@ -1,0 +1,190 @@
+"""Ours and theirs side by side: the same work in turns, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ms_gpt.bench.cases import Case, flops, write_inputs
+from ms_gpt.bench.children import OUR_MODULE, Child
+from ms_gpt.errors import UserError
+
+# A run is made of so many steps that the faster side takes this long.
+SHORTEST_RUN = 0.05
+WARM_UP_RUNS = 2
+# OpenMP's threads spin for milliseconds after their work (Intel's for up to 200) before they sleep.
+PAUSE = 0.05
+LARGEST_DIFFERENCE = 1e-4
+KERNELS_VARIABLE = "MS_GPT_KERNELS"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A library that takes part.
+
+    Args:
+        name: What it is called in messages.
+        module: The module that serves it.
+        kernels: ``"on"`` or ``"off"`` for ours, ``None`` for theirs.
+        python: The Python that runs it.
+    """
+
+    name: str
+    module: str
+    kernels: str | None = None
+    python: str = sys.executable
+
+
+def our_sides(kernels: str) -> list[Side]:
+    """Return our sides: with the fused CPU kernels (``"on"``), without (``"off"``), or two (``"both"``)."""
+    chosen = ("on", "off") if kernels == "both" else (kernels,)
+    return [Side(f"ours with kernels {choice}", OUR_MODULE, choice) for choice in chosen]
+
+
+def torch_side() -> Side | None:
+    """Return PyTorch's side, or ``None`` where PyTorch or transformers is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        return None
+    return Side("PyTorch", "ms_gpt.bench.peers.torch_worker")
+
+
+def mindnlp_side(python: str) -> Side:
+    """Return MindNLP's side, which runs in an environment of its own."""
+    return Side("MindNLP", "ms_gpt.bench.peers.mindnlp_worker", python=python)
+
+
+def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, threads: int, profile: bool = False,
+            report: Callable[[str, int], None] = lambda what, done: None) -> list[dict[str, Any]]:
+    """Measure one case.
+
+    Args:
+        case: The work.
+        ours: One or two sides of ours.
+        theirs: The other library, or ``None``.
+        pairs: How often each side is timed, in turns.
+        threads: Cores and threads of each.
+        profile: Also say where the time goes.
+        report: Called with what is being done and the number of pairs that are done.
+
+    Returns:
+        For each side of ours a row of results, see ``_row``.
+
+    Raises:
+        UserError: The sides do not compute the same, or a process died.
+    """
+    sides = [*ours, *([theirs] if theirs else [])]
+    with _children(sides, threads) as (children, scratch):
+        report("preparing", 0)
+        write_inputs(case, scratch / "inputs")
+        facts = [_prepare(child, case, scratch / "inputs") for child in children]
+        _check_agreement([item.pop("check") for item in facts], sides)
+        seconds = _in_turns(children, pairs, report)
+        for child, fact, mine in zip(children, facts, seconds, strict=True):
+            fact.update(seconds=mine, memory_mib=child.ask("memory")["mib"], peak_gflops=child.ask("peak")["gflops"])
+            if profile:
+                folder = scratch / f"profile-{children.index(child)}"
+                folder.mkdir()
+                steps = max(1, math.ceil(SHORTEST_RUN / statistics.median(mine)))
+                fact["profile"] = child.ask("profile", folder=str(folder), steps=steps)["ops"]
+    last = facts[-1] if theirs else None
+    return [_row(case, side, fact, last) for side, fact in zip(ours, facts, strict=False)]
+
+
+@contextlib.contextmanager
+def _children(sides: Sequence[Side], threads: int) -> Iterator[tuple[list[Child], Path]]:
+    with tempfile.TemporaryDirectory(prefix="ms_gpt-") as scratch, contextlib.ExitStack() as stack:
+        children = []
+        for side in sides:
+            environment = {KERNELS_VARIABLE: side.kernels} if side.kernels else {}
+            child = Child(side.name, side.module, Path(scratch), threads, environment, side.python)
+            children.append(stack.enter_context(child))
+        yield children, Path(scratch)
+
+
+def _prepare(child: Child, case: Case, folder: Path) -> dict[str, Any]:
+    versions = child.ask("load", case=case.to_dict(), folder=str(folder))
+    check = child.ask("check")
+    return {"versions": versions, "import_mib": child.import_mib, "check": check,
+            "first_seconds": child.ask("start")["seconds"]}
+
+
+def _check_agreement(checks: Sequence[dict[str, Any]], sides: Sequence[Side]) -> None:
+    for check, side in zip(checks, sides, strict=True):
+        if "ids" in check and check["ids"] != checks[0]["ids"]:
+            raise UserError(f"{sides[0].name} and {side.name} do not generate the same tokens: their times cannot be "
+                            "compared")
+        if "loss" in check and not abs(check["loss"] - checks[0]["loss"]) <= LARGEST_DIFFERENCE:
+            raise UserError(f"the loss of {sides[0].name} is {checks[0]['loss']:.6f} and that of {side.name} "
+                            f"{check['loss']:.6f}, more than {LARGEST_DIFFERENCE} apart: their times cannot be compared")
+
+
+def _in_turns(children: Sequence[Child], pairs: int, report: Callable[[str, int], None]) -> list[list[float]]:
+    """Time each child ``pairs`` times, in turns; return seconds for one step."""
+    report("warming up", 0)
+    once = min(child.ask("run", steps=1)["seconds"] for child in children)
+    steps = max(1, math.ceil(SHORTEST_RUN / once))
+    for _ in range(WARM_UP_RUNS):
+        for child in children:
+            child.ask("run", steps=steps)
+    seconds: list[list[float]] = [[] for _ in children]
+    for pair in range(pairs):
+        # Whoever is first in one pair is last in the next: a machine that grows slower favours nobody.
+        order = range(len(children)) if pair % 2 == 0 else reversed(range(len(children)))
+        for index in order:
+            time.sleep(PAUSE)
+            seconds[index].append(children[index].ask("run", steps=steps)["seconds"] / steps)
+        report("timing", pair + 1)
+    return seconds
+
+
+def _row(case: Case, side: Side, ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
+    """Return one row of results.
+
+    Returns:
+        ``case``, ``size``, ``batch``, ``length``, ``kernels``; ``ours`` and ``theirs``, median milliseconds of a step;
+        ``ratio``, the one by the other, and ``ratio_quartiles`` of the single pairs; ``compile_seconds``, that of our
+        first step; ``gflop``, the products of a step; and, in ``our_side`` and ``their_side``, what ``_figures`` says.
+    """
+    work = flops(case)
+    row = {"case": case.name, "size": case.size, "batch": case.batch, "length": case.length, "kernels": side.kernels,
+           "ours": 1000 * statistics.median(ours["seconds"]), "theirs": None, "ratio": None, "ratio_quartiles": None,
+           "compile_seconds": ours["first_seconds"], "gflop": work / 1e9, "our_side": _figures(case, work, ours),
+           "their_side": None}
+    if theirs:
+        ratios = [mine / other for mine, other in zip(ours["seconds"], theirs["seconds"], strict=True)]
+        row["theirs"] = 1000 * statistics.median(theirs["seconds"])
+        row["ratio"] = row["ours"] / row["theirs"]
+        row["ratio_quartiles"] = quartiles(ratios)
+        row["their_side"] = _figures(case, work, theirs)
+    return row
+
+
+def _figures(case: Case, work: float, fact: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of one side.
+
+    Returns:
+        ``tokens_per_second``; ``gflops`` reached by the products in a step, ``peak_gflops`` by one large product;
+        ``memory_mib`` at most, ``import_mib`` of the library alone; ``versions``; ``seconds`` of each run; and
+        ``profile``, if it was asked for.
+    """
+    median = statistics.median(fact["seconds"])
+    figures = {key: fact[key] for key in ("peak_gflops", "memory_mib", "import_mib", "versions", "seconds")}
+    figures |= {"tokens_per_second": case.tokens / median, "gflops": work / median / 1e9}
+    return {**figures, "profile": fact["profile"]} if "profile" in fact else figures
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Return the first and the third quartile; of a single value, itself twice."""
+    if len(values) < 2:
+        return [values[0], values[0]]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [first, third]
