@@ -30,20 +30,17 @@ class Child:
         python: The Python that runs it.
 
     Raises:
-        UserError: The Python does not start, or the process dies; the message has its last line.
+        UserError: The process dies; the message has its last line.
     """
 
     def __init__(self, name: str, module: str, scratch: Path, threads: int,
                  environment: Mapping[str, str] | None = None, python: str = sys.executable) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
-        try:
-            self._process = subprocess.Popen(
-                [python, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-                cwd=scratch, env=_environment(scratch, threads, environment or {}, python))
-        except OSError as error:
-            raise UserError(f"{python} does not start: {error.strerror}. Give the path of a Python") from None
-        _keep_to_cores(self._process.pid, threads)
+        self._process = subprocess.Popen(
+            [python, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=scratch,
+            env=_environment(scratch, threads, environment or {}, python))
+        self.cores = _keep_to_cores(self._process.pid, threads)
 
     def __enter__(self) -> Child:
         self.import_mib = self._answer()["import_mib"]
@@ -76,13 +73,17 @@ class Child:
             raise self._death() from None
         return self._answer()
 
-    def cpu_seconds(self) -> float | None:
-        """Return the processor time it has used, or ``None`` where the system does not say."""
+    def others_seconds(self) -> float:
+        """Return a clock of the processor time that others take on its cores; 0 where the system has none."""
         try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            own = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         except OSError:
-            return None
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return 0.0
+        names = {f"cpu{core}" for core in self.cores}
+        # User, nice, system, then interrupts and what the host gave to other machines; in between idle and waiting.
+        busy = sum(int(line[index]) for line in lines if line and line[0] in names for index in (1, 2, 3, 6, 7, 8))
+        return (busy - int(own[11]) - int(own[12])) / os.sysconf("SC_CLK_TCK")
 
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
@@ -116,7 +117,10 @@ def _environment(scratch: Path, threads: int, own: Mapping[str, str], python: st
             "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **own}
 
 
-def _keep_to_cores(pid: int, threads: int) -> None:
-    """Give a process no more cores than threads, whatever else decides on its number of threads."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(pid, sorted(os.sched_getaffinity(0))[:threads])
+def _keep_to_cores(pid: int, threads: int) -> list[int]:
+    """Give a process no more cores than threads, whatever else decides on its number of threads; return them."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(pid, cores)
+    return cores

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -58,7 +60,19 @@ def torch_side() -> Side | None:
 
 
 def mindnlp_side(python: str) -> Side:
-    """Return MindNLP's side, which runs in an environment of its own."""
+    """Return MindNLP's side.
+
+    Args:
+        python: The Python of an environment that has mindnlp: a path, or a name on the PATH.
+
+    Raises:
+        UserError: There is no such program.
+    """
+    found = shutil.which(python)
+    if found is None:
+        raise UserError(f"peer_python={python} is not a program: give the Python of an environment that has mindnlp")
+    # Links are not followed: an environment's Python is one.
+    python = os.path.abspath(found)
     return Side("MindNLP", "ms_gpt.bench.peers.mindnlp_worker", python=python)
 
 
@@ -87,7 +101,7 @@ def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, t
         write_inputs(case, scratch / "inputs")
         facts = [_prepare(child, case, scratch / "inputs") for child in children]
         _check_agreement([item.pop("check") for item in facts], sides)
-        seconds = _in_turns(children, pairs, report)
+        seconds, others = _in_turns(children, pairs, report)
         for child, fact, mine in zip(children, facts, seconds, strict=True):
             fact.update(seconds=mine, memory_mib=child.ask("memory")["mib"], peak_gflops=child.ask("peak")["gflops"])
             if profile:
@@ -96,7 +110,7 @@ def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, t
                 steps = max(1, math.ceil(SHORTEST_RUN / statistics.median(mine)))
                 fact["profile"] = child.ask("profile", folder=str(folder), steps=steps)["ops"]
     last = facts[-1] if theirs else None
-    return [_row(case, side, fact, last) for side, fact in zip(ours, facts, strict=False)]
+    return [{**_row(case, side, fact, last), "others": others} for side, fact in zip(ours, facts, strict=False)]
 
 
 @contextlib.contextmanager
@@ -123,12 +137,17 @@ def _check_agreement(checks: Sequence[dict[str, Any]], sides: Sequence[Side]) ->
             raise UserError(f"{sides[0].name} and {side.name} do not generate the same tokens: their times cannot be "
                             "compared")
         if "loss" in check and not abs(check["loss"] - checks[0]["loss"]) <= LARGEST_DIFFERENCE:
-            raise UserError(f"the loss of {sides[0].name} is {checks[0]['loss']:.6f} and that of {side.name} "
-                            f"{check['loss']:.6f}, more than {LARGEST_DIFFERENCE} apart: their times cannot be compared")
+            raise UserError(f"the loss of {sides[0].name} is {checks[0]['loss']:.6f} and that of {side.name} is "
+                            f"{check['loss']:.6f}, more than {LARGEST_DIFFERENCE} away: their times cannot be compared")
 
 
-def _in_turns(children: Sequence[Child], pairs: int, report: Callable[[str, int], None]) -> list[list[float]]:
-    """Time each child ``pairs`` times, in turns; return seconds for one step."""
+def _in_turns(children: Sequence[Child], pairs: int,
+              report: Callable[[str, int], None]) -> tuple[list[list[float]], float]:
+    """Time each child ``pairs`` times, in turns.
+
+    Returns:
+        For each child its seconds for one step; and how many cores other programs took meanwhile.
+    """
     report("warming up", 0)
     once = min(child.ask("run", steps=1)["seconds"] for child in children)
     steps = max(1, math.ceil(SHORTEST_RUN / once))
@@ -136,14 +155,18 @@ def _in_turns(children: Sequence[Child], pairs: int, report: Callable[[str, int]
         for child in children:
             child.ask("run", steps=steps)
     seconds: list[list[float]] = [[] for _ in children]
+    others = total = 0.0
     for pair in range(pairs):
         # Whoever is first in one pair is last in the next: a machine that grows slower favours nobody.
         order = range(len(children)) if pair % 2 == 0 else reversed(range(len(children)))
         for index in order:
             time.sleep(PAUSE)
-            seconds[index].append(children[index].ask("run", steps=steps)["seconds"] / steps)
+            before = children[index].others_seconds()
+            spent = children[index].ask("run", steps=steps)["seconds"]
+            others, total = others + children[index].others_seconds() - before, total + spent
+            seconds[index].append(spent / steps)
         report("timing", pair + 1)
-    return seconds
+    return seconds, max(others, 0.0) / total
 
 
 def _row(case: Case, side: Side, ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
@@ -153,6 +176,7 @@ def _row(case: Case, side: Side, ours: dict[str, Any], theirs: dict[str, Any] | 
         ``case``, ``size``, ``batch``, ``length``, ``kernels``; ``ours`` and ``theirs``, median milliseconds of a step;
         ``ratio``, the one by the other, and ``ratio_quartiles`` of the single pairs; ``compile_seconds``, that of our
         first step; ``gflop``, the products of a step; and, in ``our_side`` and ``their_side``, what ``_figures`` says.
+        ``compare`` adds ``others``, the cores that other programs took meanwhile.
     """
     work = flops(case)
     row = {"case": case.name, "size": case.size, "batch": case.batch, "length": case.length, "kernels": side.kernels,

@@ -62,16 +62,16 @@ class OurWorker(Worker):
         if not self.case.trains:
             self.forward = Forward(self.model, ["input_ids"]).set_train(False)
             return lambda: self.forward(self.batch[0])
-        if self.case.updates:
-            cell = self._train_step()
-        else:
-            cell = Gradient(self.loss, list(self.model.weights().values()))
+        cell = (self._train_step if self.case.updates else self._gradient)()
         cell.set_train()
 
         def step() -> Any:
             return cell(*self.batch)
 
         return step
+
+    def _gradient(self) -> Gradient:
+        return Gradient(self.loss, list(self.model.weights().values()))
 
     def _train_step(self) -> TrainStep:
         settings = dict(OPTIMIZER)
@@ -113,7 +113,7 @@ class OurWorker(Worker):
             self.run(steps)
         table = next(folder.rglob("cpu_op_type_info_*.csv"))
         with table.open(newline="", encoding="utf-8") as file:
-            return [(row["op_type"], int(row["type_occurrences"]), float(row["total_compute_time(ms)"]))
+            return [(row["op_type"], int(row["type_occurrences"]), float(row["total_compute_time"]))
                     for row in csv.DictReader(file)]
 
 

@@ -21,6 +21,10 @@ EXAMPLES = """examples:
 """
 TORCH_HINT = "PyTorch is not installed, so nothing is compared: pip install torch==2.13.0 transformers"
 
+MINDNLP_CASES = ("gradient", "forward")
+# Cores that other programs may take before the figures are called into doubt.
+MOST_OTHERS = 0.1
+
 
 @dataclass(kw_only=True)
 class BenchOptions(Options):
@@ -101,10 +105,15 @@ def _cases(options: BenchOptions) -> list[Any]:
     if not options.case and "size" not in options.explicit:
         for name in ("batch", "length"):
             if getattr(options, name) is not None:
-                raise UserError(f"--{name} needs --case or --size: without them the README's rows are timed, which have "
+                raise UserError(f"--{name} needs --case or --size: without, the README's rows are timed, which have "
                                 "their own")
-        return readme_cases()
-    return [Case.of(name, options.size, options.batch, options.length) for name in options.case or CASES]
+        cases = readme_cases()
+    else:
+        cases = [Case.of(name, options.size, options.batch, options.length) for name in options.case or CASES]
+    if options.peer == "mindnlp" and not {case.name for case in cases} <= set(MINDNLP_CASES):
+        raise UserError("--peer mindnlp goes with the cases gradient and forward only, since mindnlp cannot train on a "
+                        "CPU: add --case gradient --size small")
+    return cases
 
 
 def _threads(options: BenchOptions) -> int:
@@ -122,8 +131,8 @@ def _peer(options: BenchOptions, console: Console) -> Any:
 
     if options.peer == "mindnlp":
         if options.peer_python is None:
-            raise UserError("--peer mindnlp needs --peer-python: the Python of an environment that has mindnlp, since it "
-                            "does not go with this MindSpore")
+            raise UserError("--peer mindnlp needs --peer-python: the Python of an environment that has mindnlp, which "
+                            "needs a MindSpore of its own")
         return mindnlp_side(str(options.peer_python))
     if options.peer_python is not None:
         raise UserError(f"--peer-python={options.peer_python} is for --peer mindnlp: leave it out")
@@ -142,7 +151,11 @@ def _measure(console: Console, title: str, case: Any, sides: Any, theirs: Any, o
         def report(what: str, done: int) -> None:
             bar.update(done, doing=what)
 
-        return compare(case, sides, theirs, options.pairs, threads, options.profile, report)
+        rows = compare(case, sides, theirs, options.pairs, threads, options.profile, report)
+    if rows[0]["others"] > MOST_OTHERS:
+        console.warn(f"{title}: other programs took {rows[0]['others']:.1f} cores meanwhile, and threads that wait for a "
+                     "core slow PyTorch down many times: measure again when the machine is quiet")
+    return rows
 
 
 def _write(folder: Path, rows: list[dict[str, Any]], threads: int) -> None:
@@ -174,7 +187,7 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
     console.note("ours / theirs; GFLOP/s count matrix products only, the limit is the fastest large one measured here")
     for row in rows:
         for whose, side in zip(("ours", "theirs"), _sides(row), strict=False):
-            if "profile" in side:
+            if side.get("profile"):
                 console.table(["op", "calls", "ms", "share"],
                               [[op["op"], op["calls"], op["ms"], f"{op['share']:.1%}"] for op in side["profile"]],
                               f"{row['case']} {row['size']}, {whose}: one step by type of op")
