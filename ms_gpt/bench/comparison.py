@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, t
         case: The work.
         ours: One or two sides of ours.
         theirs: The other library, or ``None``.
-        pairs: How often each side is timed, in turns.
+        pairs: How often each side is timed, in turns, at least 1.
         threads: Cores and threads of each.
         profile: Also say where the time goes.
         report: Called with what is being done and the number of pairs that are done.
@@ -96,42 +96,42 @@ def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, t
         UserError: The sides do not compute the same, or a process died.
     """
     sides = [*ours, *([theirs] if theirs else [])]
-    with _children(sides, threads) as (children, scratch):
+    with tempfile.TemporaryDirectory(prefix="ms_gpt-") as folder, contextlib.ExitStack() as stack:
+        scratch = Path(folder)
         report("preparing", 0)
         write_inputs(case, scratch / "inputs")
+        _check_agreement(case, sides, threads, scratch)
+        children = [stack.enter_context(_child(side, threads, scratch)) for side in sides]
         facts = [_prepare(child, case, scratch / "inputs") for child in children]
-        _check_agreement([item.pop("check") for item in facts], sides)
         seconds, others = _in_turns(children, pairs, report)
         for child, fact, mine in zip(children, facts, seconds, strict=True):
             fact.update(seconds=mine, memory_mib=child.ask("memory")["mib"], peak_gflops=child.ask("peak")["gflops"])
             if profile:
-                folder = scratch / f"profile-{children.index(child)}"
-                folder.mkdir()
-                steps = max(1, math.ceil(SHORTEST_RUN / statistics.median(mine)))
-                fact["profile"] = child.ask("profile", folder=str(folder), steps=steps)["ops"]
+                place = scratch / f"profile-{children.index(child)}"
+                place.mkdir()
+                steps = math.ceil(SHORTEST_RUN / statistics.median(mine))
+                fact["profile"] = child.ask("profile", folder=str(place), steps=steps)["ops"]
     last = facts[-1] if theirs else None
     return [{**_row(case, side, fact, last), "others": others} for side, fact in zip(ours, facts, strict=False)]
 
 
-@contextlib.contextmanager
-def _children(sides: Sequence[Side], threads: int) -> Iterator[tuple[list[Child], Path]]:
-    with tempfile.TemporaryDirectory(prefix="ms_gpt-") as scratch, contextlib.ExitStack() as stack:
-        children = []
-        for side in sides:
-            environment = {KERNELS_VARIABLE: side.kernels} if side.kernels else {}
-            child = Child(side.name, side.module, Path(scratch), threads, environment, side.python)
-            children.append(stack.enter_context(child))
-        yield children, Path(scratch)
+def _child(side: Side, threads: int, scratch: Path) -> Child:
+    environment = {KERNELS_VARIABLE: side.kernels} if side.kernels else {}
+    return Child(side.name, side.module, scratch, threads, environment, side.python)
 
 
 def _prepare(child: Child, case: Case, folder: Path) -> dict[str, Any]:
     versions = child.ask("load", case=case.to_dict(), folder=str(folder))
-    check = child.ask("check")
-    return {"versions": versions, "import_mib": child.import_mib, "check": check,
-            "first_seconds": child.ask("start")["seconds"]}
+    return {"versions": versions, "import_mib": child.import_mib, "first_seconds": child.ask("start")["seconds"]}
 
 
-def _check_agreement(checks: Sequence[dict[str, Any]], sides: Sequence[Side]) -> None:
+def _check_agreement(case: Case, sides: Sequence[Side], threads: int, scratch: Path) -> None:
+    """See that all compute the same, in processes that are not measured: evaluation would add to their memory."""
+    checks = []
+    for side in sides:
+        with _child(side, threads, scratch) as child:
+            child.ask("load", case=case.to_dict(), folder=str(scratch / "inputs"))
+            checks.append(child.ask("check"))
     for check, side in zip(checks, sides, strict=True):
         if "ids" in check and check["ids"] != checks[0]["ids"]:
             raise UserError(f"{sides[0].name} and {side.name} do not generate the same tokens: their times cannot be "
@@ -150,7 +150,7 @@ def _in_turns(children: Sequence[Child], pairs: int,
     """
     report("warming up", 0)
     once = min(child.ask("run", steps=1)["seconds"] for child in children)
-    steps = max(1, math.ceil(SHORTEST_RUN / once))
+    steps = math.ceil(SHORTEST_RUN / once)
     for _ in range(WARM_UP_RUNS):
         for child in children:
             child.ask("run", steps=steps)

@@ -92,7 +92,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
             failures.append(f"{title}: {error}")
             console.warn(failures[-1])
         _write(folder, rows, threads)
-    _show(console, rows)
+    _show(console, rows, options)
     if failures:
         raise UserError(f"{len(failures)} of {len(cases)} cases failed; the first: {failures[0]}")
     console.note(f"{folder / 'results.json'} and {folder / 'speed.png'} hold this")
@@ -153,8 +153,8 @@ def _measure(console: Console, title: str, case: Any, sides: Any, theirs: Any, o
 
         rows = compare(case, sides, theirs, options.pairs, threads, options.profile, report)
     if rows[0]["others"] > MOST_OTHERS:
-        console.warn(f"{title}: other programs took {rows[0]['others']:.1f} cores meanwhile, and threads that wait for a "
-                     "core slow PyTorch down many times: measure again when the machine is quiet")
+        console.warn(f"{title}: other programs took {rows[0]['others']:.1f} cores meanwhile, which slows PyTorch down "
+                     "many times, its threads waiting for each other: measure again when the machine is quiet")
     return rows
 
 
@@ -169,25 +169,29 @@ def _write(folder: Path, rows: list[dict[str, Any]], threads: int) -> None:
         speed_plot(rows, folder / "speed.png")
 
 
-def _show(console: Console, rows: list[dict[str, Any]]) -> None:
+def _show(console: Console, rows: list[dict[str, Any]], options: BenchOptions) -> None:
     if not rows:
         return
     speeds, resources = [], []
     peak = max(side["peak_gflops"] for row in rows for side in _sides(row))
     for row in rows:
         name = f"{row['case']} {row['size']} {row['batch']}x{row['length']}"
-        name += "" if len({item["kernels"] for item in rows}) == 1 else f", kernels {row['kernels']}"
+        name += f", {row['kernels']}" if options.kernels == "both" else ""
         speeds.append([name, _milliseconds(row["ours"]), _milliseconds(row["theirs"]), _ratio(row),
                        _pair(row, "tokens_per_second", "{:,.0f}")])
         resources.append([name, _pair(row, "gflops", "{:.0f}"),
                           " / ".join(f"{side['gflops'] / peak:.0%}" for side in _sides(row)),
                           _pair(row, "memory_mib", "{:,.0f}"), f"{row['compile_seconds']:.1f} s"])
-    console.table(["case", "ours, ms", "theirs, ms", "ratio (quartiles)", "tokens/s"], speeds)
-    console.table(["case", "GFLOP/s", f"of {peak:.0f} GFLOP/s", "memory, MiB", "first step"], resources)
+    heading = "case, kernels" if options.kernels == "both" else "case"
+    console.table([heading, "ours, ms", "theirs, ms", "ratio (quartiles)", "tokens/s"], speeds)
+    console.table([heading, "GFLOP/s", f"of {peak:.0f} GFLOP/s", "memory, MiB", "first step"], resources)
     console.note("ours / theirs; GFLOP/s count matrix products only, the limit is the fastest large one measured here")
     for row in rows:
-        for whose, side in zip(("ours", "theirs"), _sides(row), strict=False):
+        # Their side stands in both of the rows of ours with kernels and without.
+        shown = [row["our_side"]] if options.kernels == "both" and row["kernels"] == "on" else _sides(row)
+        for side in shown:
             if side.get("profile"):
+                whose = f"ours, kernels {row['kernels']}" if side is row["our_side"] else "theirs"
                 console.table(["op", "calls", "ms", "share"],
                               [[op["op"], op["calls"], op["ms"], f"{op['share']:.1%}"] for op in side["profile"]],
                               f"{row['case']} {row['size']}, {whose}: one step by type of op")
@@ -209,4 +213,5 @@ def _ratio(row: dict[str, Any]) -> str:
     if row["ratio"] is None:
         return "-"
     first, third = row["ratio_quartiles"]
-    return f"{row['ratio']:.2f} ({first:.2f} - {third:.2f})"
+    doubt = " busy" if row["others"] > MOST_OTHERS else ""
+    return f"{row['ratio']:.2f} ({first:.2f} - {third:.2f}){doubt}"
