@@ -102,8 +102,8 @@ def speed_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw how fast ours is beside theirs: one bar a row, theirs being the line at 1; without theirs, tokens/s.
 
     Args:
-        rows: As ``bench`` returns them: ``case``, ``size``, ``batch``, ``length``, ``kernels``, ``ratio`` and
-            ``ratio_quartiles`` (or ``None``), and ``our_side`` with ``tokens_per_second``.
+        rows: As ``bench`` returns them: ``case``, ``size``, ``batch``, ``length``, ``kernels``, ``is_quiet``, ``ratio``
+            and ``ratio_quartiles`` (or ``None``), and ``our_side`` with ``tokens_per_second``.
         path: The PNG file.
     """
     rows = list(rows)[::-1]
@@ -114,16 +114,17 @@ def speed_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         axes = figure.subplots()
         colors = [BLUE if row["kernels"] == "on" else ORANGE for row in rows]
         axes.barh(range(len(rows)), values, color=colors, height=0.6)
-        for place, value in enumerate(values):
-            axes.text(value, place, f" {value:.2f}" if is_compared else f" {value:,.0f}", va="center", fontsize=9)
+        ends = list(values)
         if is_compared:
             spread = [sorted(1 / ratio for ratio in row["ratio_quartiles"]) for row in rows]
-            reach = [[max(value - low, 0) for value, (low, _) in zip(values, spread, strict=True)],
-                     [max(high - value, 0) for value, (_, high) in zip(values, spread, strict=True)]]
-            axes.errorbar(values, range(len(rows)), xerr=reach, fmt="none", ecolor="black", linewidth=0.8)
+            ends = [max(value, high) for value, (_, high) in zip(values, spread, strict=True)]
+            axes.hlines(range(len(rows)), *zip(*spread, strict=True), color="black", linewidth=0.8)
             axes.axvline(1.0, color=GREY, linewidth=1.0, linestyle="--")
+        for place, (row, value, end) in enumerate(zip(rows, values, ends, strict=True)):
+            text = f" {value:.2f}" if is_compared else f" {value:,.0f}"
+            axes.text(end, place, text if row["is_quiet"] else f"{text} (busy)", va="center", fontsize=9)
         axes.set_yticks(range(len(rows)), names, fontsize=8)
-        axes.set_xlabel("speed, theirs = 1 (bars: quartiles)" if is_compared else "tokens/s")
+        axes.set_xlabel("speed, theirs = 1 (lines: quartiles)" if is_compared else "tokens/s")
         axes.margins(x=0.12)
 
 

@@ -52,8 +52,9 @@ def test_every_case_can_be_had_in_every_size():
     assert {case.name for case in readme_cases()} < set(CASES)
 
 
-def test_sides_take_turns_and_their_ratio_is_that_of_the_medians():
+def test_sides_take_turns_and_their_ratio_is_that_of_the_medians(monkeypatch):
     seen = []
+    monkeypatch.setattr(Child, "others_seconds", lambda self: 0.0)
     row, slow = compare(Case.of("lm", "tiny", batch=1), stubs("on", "off"), None, 3, 1, profile=True,
                         report=lambda what, done: seen.append((what, done)))
     assert seen[-3:] == [("timing", 1), ("timing", 2), ("timing", 3)]
@@ -65,6 +66,25 @@ def test_sides_take_turns_and_their_ratio_is_that_of_the_medians():
     fast, = compare(Case.of("lm", "tiny", batch=1), stubs("on"), stubs("off")[0], 3, 1)
     assert fast["ratio"] == fast["ours"] / fast["theirs"] < 1
     assert fast["ratio_quartiles"][0] <= fast["ratio_quartiles"][1]
+
+
+def test_rounds_that_others_disturb_are_made_again_and_a_busy_machine_is_named(monkeypatch):
+    calls = []
+
+    def others(self):
+        """From the third run on, nobody but the child takes time; or else everybody does, all the time."""
+        calls.append(self)
+        return 10.0 * (len(calls) if always else min(len(calls), 4))
+
+    monkeypatch.setattr(Child, "others_seconds", others)
+    case = Case.of("lm", "tiny", batch=1)
+    always = False
+    row, = compare(case, stubs("on"), None, 2, 1)
+    assert (row["is_quiet"], len(row["our_side"]["seconds"]), len(calls)) == (True, 2, 2 * 4)
+    always = True
+    row, = compare(case, stubs("on"), None, 2, 1)
+    assert (row["is_quiet"], len(row["our_side"]["seconds"])) == (False, 2 * 3)
+    assert row["others"] > 1
 
 
 @pytest.mark.parametrize(("name", "message"), [("lm", "the loss of stub on is 1.000000 and that of stub off is 1.001"),
@@ -126,7 +146,7 @@ def test_both_choices_of_kernels_are_told_to_our_processes():
 
 
 def test_the_plot_shows_ratios_or_tokens(tmp_path):
-    row = {"case": "lm", "size": "tiny", "batch": 1, "length": 2, "kernels": "on", "ratio": 0.5,
+    row = {"case": "lm", "size": "tiny", "batch": 1, "length": 2, "kernels": "on", "ratio": 0.5, "is_quiet": True,
            "ratio_quartiles": [0.4, 0.6], "our_side": {"tokens_per_second": 1234.0}}
     for name, rows in (("both", [row, {**row, "kernels": "off"}]), ("ours", [row, {**row, "ratio": None}])):
         speed_plot(rows, tmp_path / f"{name}.png")

@@ -25,6 +25,10 @@ SHORTEST_RUN = 0.05
 WARM_UP_RUNS = 2
 # OpenMP's threads spin for milliseconds after their work (Intel's for up to 200) before they sleep.
 PAUSE = 0.05
+# Cores that other programs may take while a side is timed, and what the system's clocks of it may be wrong by. The
+# threads of a parallel region wait for each other: one that has no core for a moment makes PyTorch many times slower.
+MOST_OTHERS = 0.1
+CLOCK_ERROR = 0.02
 LARGEST_DIFFERENCE = 1e-4
 KERNELS_VARIABLE = "MS_GPT_KERNELS"
 
@@ -84,7 +88,7 @@ def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, t
         case: The work.
         ours: One or two sides of ours.
         theirs: The other library, or ``None``.
-        pairs: How often each side is timed, in turns, at least 1.
+        pairs: How often each side is timed, in turns, at least 1; rounds that other programs disturb do not count.
         threads: Cores and threads of each.
         profile: Also say where the time goes.
         report: Called with what is being done and the number of pairs that are done.
@@ -112,7 +116,8 @@ def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, t
                 steps = math.ceil(SHORTEST_RUN / statistics.median(mine))
                 fact["profile"] = child.ask("profile", folder=str(place), steps=steps)["ops"]
     last = facts[-1] if theirs else None
-    return [{**_row(case, side, fact, last), "others": others} for side, fact in zip(ours, facts, strict=False)]
+    noise = {"others": others, "is_quiet": others <= MOST_OTHERS}
+    return [{**_row(case, side, fact, last), **noise} for side, fact in zip(ours, facts, strict=False)]
 
 
 def _child(side: Side, threads: int, scratch: Path) -> Child:
@@ -143,10 +148,11 @@ def _check_agreement(case: Case, sides: Sequence[Side], threads: int, scratch: P
 
 def _in_turns(children: Sequence[Child], pairs: int,
               report: Callable[[str, int], None]) -> tuple[list[list[float]], float]:
-    """Time each child ``pairs`` times, in turns.
+    """Time each child until there are ``pairs`` undisturbed rounds, or three times as many in all.
 
     Returns:
-        For each child its seconds for one step; and how many cores other programs took meanwhile.
+        For each child its seconds for one step: of the undisturbed rounds, or of all if those are too few; and how
+        many cores other programs took in them.
     """
     report("warming up", 0)
     once = min(child.ask("run", steps=1)["seconds"] for child in children)
@@ -154,19 +160,27 @@ def _in_turns(children: Sequence[Child], pairs: int,
     for _ in range(WARM_UP_RUNS):
         for child in children:
             child.ask("run", steps=steps)
-    seconds: list[list[float]] = [[] for _ in children]
-    others = total = 0.0
-    for pair in range(pairs):
-        # Whoever is first in one pair is last in the next: a machine that grows slower favours nobody.
-        order = range(len(children)) if pair % 2 == 0 else reversed(range(len(children)))
-        for index in order:
-            time.sleep(PAUSE)
-            before = children[index].others_seconds()
-            spent = children[index].ask("run", steps=steps)["seconds"]
-            others, total = others + children[index].others_seconds() - before, total + spent
-            seconds[index].append(spent / steps)
-        report("timing", pair + 1)
-    return seconds, max(others, 0.0) / total
+    rounds: list[list[tuple[float, float]]] = []
+    quiet: list[list[tuple[float, float]]] = []
+    while len(quiet) < pairs and len(rounds) < 3 * pairs:
+        # Whoever is first in one round is last in the next: a machine that grows slower favours nobody.
+        order = children if len(rounds) % 2 == 0 else children[::-1]
+        runs = {child: _timed(child, steps) for child in order}
+        rounds.append([runs[child] for child in children])
+        if all(others <= MOST_OTHERS * seconds + CLOCK_ERROR for seconds, others in rounds[-1]):
+            quiet.append(rounds[-1])
+        report("timing", len(quiet))
+    kept = quiet if len(quiet) == pairs else rounds
+    total, others = (sum(run[index] for runs in kept for run in runs) for index in (0, 1))
+    return [[seconds / steps for seconds, _ in runs] for runs in zip(*kept, strict=True)], max(others, 0.0) / total
+
+
+def _timed(child: Child, steps: int) -> tuple[float, float]:
+    """Return the seconds that steps take, and the processor time that others take meanwhile."""
+    time.sleep(PAUSE)
+    before = child.others_seconds()
+    seconds = child.ask("run", steps=steps)["seconds"]
+    return seconds, child.others_seconds() - before
 
 
 def _row(case: Case, side: Side, ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
@@ -176,7 +190,8 @@ def _row(case: Case, side: Side, ours: dict[str, Any], theirs: dict[str, Any] | 
         ``case``, ``size``, ``batch``, ``length``, ``kernels``; ``ours`` and ``theirs``, median milliseconds of a step;
         ``ratio``, the one by the other, and ``ratio_quartiles`` of the single pairs; ``compile_seconds``, that of our
         first step; ``gflop``, the products of a step; and, in ``our_side`` and ``their_side``, what ``_figures`` says.
-        ``compare`` adds ``others``, the cores that other programs took meanwhile.
+        ``compare`` adds ``others``, the cores that other programs took meanwhile, and ``is_quiet``, whether they are
+        few enough for the figures to count.
     """
     work = flops(case)
     row = {"case": case.name, "size": case.size, "batch": case.batch, "length": case.length, "kernels": side.kernels,

@@ -22,8 +22,6 @@ EXAMPLES = """examples:
 TORCH_HINT = "PyTorch is not installed, so nothing is compared: pip install torch==2.13.0 transformers"
 
 MINDNLP_CASES = ("gradient", "forward")
-# Cores that other programs may take before the figures are called into doubt.
-MOST_OTHERS = 0.1
 
 
 @dataclass(kw_only=True)
@@ -152,7 +150,7 @@ def _measure(console: Console, title: str, case: Any, sides: Any, theirs: Any, o
             bar.update(done, doing=what)
 
         rows = compare(case, sides, theirs, options.pairs, threads, options.profile, report)
-    if rows[0]["others"] > MOST_OTHERS:
+    if not rows[0]["is_quiet"]:
         console.warn(f"{title}: other programs took {rows[0]['others']:.1f} cores meanwhile, which slows PyTorch down "
                      "many times, its threads waiting for each other: measure again when the machine is quiet")
     return rows
@@ -213,5 +211,5 @@ def _ratio(row: dict[str, Any]) -> str:
     if row["ratio"] is None:
         return "-"
     first, third = row["ratio_quartiles"]
-    doubt = " busy" if row["others"] > MOST_OTHERS else ""
+    doubt = "" if row["is_quiet"] else " busy"
     return f"{row['ratio']:.2f} ({first:.2f} - {third:.2f}){doubt}"
