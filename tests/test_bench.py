@@ -50,6 +50,7 @@ def test_every_case_can_be_had_in_every_size():
     for name in CASES:
         assert [Case.of(name, size).size for size in ("tiny", "small", "medium", "base")]
     assert {case.name for case in readme_cases()} < set(CASES)
+    assert Case.of("forward", "base") in readme_cases()
 
 
 def test_sides_take_turns_and_their_ratio_is_that_of_the_medians(monkeypatch):

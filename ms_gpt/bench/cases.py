@@ -71,12 +71,12 @@ class Case:
 
     @classmethod
     def of(cls, name: str, size: str, batch: int | None = None, length: int | None = None) -> Case:
-        """Build a case with the batch and the length that go with its size, unless they are given.
+        """Build a case; batch and length, unless given, are those of the README's row, or go with the size.
 
         Raises:
             UserError: ``batch`` or ``length`` is out of its range.
         """
-        usual_batch, usual_length = (1, 64) if name in _GENERATED and size == "base" else _BATCHES[size]
+        usual_batch, usual_length = next((row[2:] for row in README_ROWS if row[:2] == (name, size)), _BATCHES[size])
         batch, length = usual_batch if batch is None else batch, usual_length if length is None else length
         case = cls(name, size, batch, length, {"prefill": 1, "decode": NEW_TOKENS}.get(name, 0))
         longest = (1024 if case.family == "gpt2" else 512) - case.new_tokens
