@@ -98,6 +98,36 @@ def attention_plot(weights: Any, tokens: Sequence[str], path: str | Path) -> Non
         figure.colorbar(image, ax=panels, shrink=0.6, label="attention weight")
 
 
+def speed_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw how fast ours is beside theirs: one bar a row, theirs being the line at 1; without theirs, tokens/s.
+
+    Args:
+        rows: As ``bench`` returns them: ``case``, ``size``, ``batch``, ``length``, ``kernels``, ``is_quiet``, ``ratio``
+            and ``ratio_quartiles`` (or ``None``), and ``our_side`` with ``tokens_per_second``.
+        path: The PNG file.
+    """
+    rows = list(rows)[::-1]
+    is_compared = all(row["ratio"] for row in rows)
+    names = [f"{row['case']} {row['size']}\n{row['batch']} x {row['length']}, kernels {row['kernels']}" for row in rows]
+    values = [1 / row["ratio"] if is_compared else row["our_side"]["tokens_per_second"] for row in rows]
+    with _drawing(path, 7.5, 0.55 * len(rows) + 1.3) as figure:
+        axes = figure.subplots()
+        colors = [BLUE if row["kernels"] == "on" else ORANGE for row in rows]
+        axes.barh(range(len(rows)), values, color=colors, height=0.6)
+        ends = list(values)
+        if is_compared:
+            spread = [sorted(1 / ratio for ratio in row["ratio_quartiles"]) for row in rows]
+            ends = [max(value, high) for value, (_, high) in zip(values, spread, strict=True)]
+            axes.hlines(range(len(rows)), *zip(*spread, strict=True), color="black", linewidth=0.8)
+            axes.axvline(1.0, color=GREY, linewidth=1.0, linestyle="--")
+        for place, (row, value, end) in enumerate(zip(rows, values, ends, strict=True)):
+            text = f" {value:.2f}" if is_compared else f" {value:,.0f}"
+            axes.text(end, place, text if row["is_quiet"] else f"{text} (busy)", va="center", fontsize=9)
+        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.set_xlabel("speed, theirs = 1 (lines: quartiles)" if is_compared else "tokens/s")
+        axes.margins(x=0.12)
+
+
 def _draw_training(axes: Axes, part: list[Mapping[str, Any]]) -> None:
     steps, losses = _series(part, "loss")
     axes.set_ylabel("training loss")

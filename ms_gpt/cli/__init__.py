@@ -36,6 +36,7 @@ VERBS = (
     "tokenizer",
     "convert",
     "export",
+    "bench",
     "info",
 )
 
