@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ms_gpt.errors import UserError, suggest
 
@@ -119,6 +120,11 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     ms.set_seed(seed)
+
+
+def cache_dir() -> Path:
+    """Return the folder that keeps downloads: ``$MS_GPT_CACHE``, else ``~/.cache/ms_gpt``."""
+    return Path(os.environ.get("MS_GPT_CACHE") or Path.home() / ".cache" / "ms_gpt").expanduser()
 
 
 def cpu_count() -> int:

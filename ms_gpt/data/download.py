@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from ms_gpt.errors import UserError
+from ms_gpt.runtime import cache_dir
 
 Progress = Callable[[int, "int | None"], None]
 CHUNK = 1 << 20
@@ -80,11 +81,6 @@ TEXT_ARCHIVES = {
         folder="tinyshakespeare.txt",
     ),
 }
-
-
-def cache_dir() -> Path:
-    """Return the folder that keeps downloads: ``$MS_GPT_CACHE``, else ``~/.cache/ms_gpt``."""
-    return Path(os.environ.get("MS_GPT_CACHE") or Path.home() / ".cache" / "ms_gpt").expanduser()
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:

@@ -12,8 +12,8 @@ import numpy as np
 from ms_gpt import __version__
 from ms_gpt.checkpoint.atomic import explain_os_errors, replace_file
 from ms_gpt.data.corpus import Documents
-from ms_gpt.data.download import cache_dir
 from ms_gpt.errors import UserError
+from ms_gpt.runtime import cache_dir
 from ms_gpt.tokenizer.base import BaseTokenizer, check_texts
 
 # Changes with the form of the files; a new release makes its own, since it may tokenise otherwise.
