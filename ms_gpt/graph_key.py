@@ -29,7 +29,7 @@ _BOOKKEEPING = {
     "_create_time", "arguments_key", "_compile_cache", "_phase_cache", "_id", "_exist_objs", "_exist_names",
     "_lazy_construct_sig", "_jit_graph_name", "_compiled", "_init_flag", "_is_check_and_refresh", "_compile_phase",
     "current_phase", "compile_phase", "_has_mutable_args_list", "sequence_modified", "is_top_cell",
-    "_lazy_user_parameters",
+    "_lazy_user_parameters", "_scope",
 }
 # Settings of MindSpore that say where and how fast, not what is computed.
 _NO_MATTER = {
@@ -38,6 +38,10 @@ _NO_MATTER = {
     "inter_op_parallel_num", "runtime_num_threads",
 }
 _NO_MATTER_ENVIRONMENT = {"MS_GPT_CACHE", "MS_GPT_COMPILE_CACHE", "MS_GPT_TEST_DATA"}
+
+
+# Modules that no graph has anything of.
+_OUTSIDE = {"ms_gpt.compile_cache", __name__}
 
 
 class UnknownPartError(Exception):
@@ -175,7 +179,9 @@ class _Key:
                 skipped = _BOOKKEEPING | set(getattr(value, "not_compiled", ()))
                 for kind in type(value).__mro__[: type(value).__mro__.index(nn.Cell)]:
                     self.add_class(kind)
-            self.add({name: item for name, item in sorted(vars(value).items()) if name not in skipped})
+            # A "_lazy" dict, such as that of hooks, is made, empty, when MindSpore first looks for it.
+            self.add({name: item for name, item in sorted(vars(value).items())
+                      if name not in skipped and (not name.startswith("_lazy") or item)})
 
     def add_code(self, value: Any) -> None:
         """Add a function or class by its name; what it says is in the sources, or in a version."""
@@ -208,6 +214,8 @@ class _Key:
         """
         # The list grows while it is gone through.
         for module in self.modules:
+            if module in _OUTSIDE:
+                continue
             self.put(module)
             for name, value in sorted(vars(sys.modules[module]).items()):
                 if isinstance(value, ModuleType):
