@@ -96,13 +96,16 @@ class GPTLMHeadModel(LanguageModelMixin, GPTPreTrainedModel):
 
     architecture = {"openai-gpt": "OpenAIGPTLMHeadModel", "gpt2": "GPT2LMHeadModel", "ms_gpt": "GPTLMHeadModel"}
 
+    # What generation has compiled for this model.
+    not_compiled = ("sessions",)
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.transformer = GPTModel(config)
         self.is_tied = config.tie_word_embeddings
         if not self.is_tied:
             self.lm_head = LMHead(config)
-        # What generation has compiled for this model; see ms_gpt.generation.session.
+        # See ms_gpt.generation.session.
         self.sessions: dict[tuple, Any] = {}
         self.post_init()
 

@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from ms_gpt import checkpoint
+from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
 from ms_gpt.kernels import are_usable
@@ -27,7 +28,7 @@ _PRUNED_KEY = "ms_gpt_pruned_heads"
 _DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 
-class GPTPreTrainedModel(nn.Cell):
+class GPTPreTrainedModel(CachedGraph):
     """Base of all models.
 
     Args:

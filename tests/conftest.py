@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# Graphs of tests are compiled, not taken from the user's cache.
+os.environ["MS_GPT_COMPILE_CACHE"] = "off"
 # Workers share the cores; threads that wait for each other would take most of them. Read when MindSpore is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

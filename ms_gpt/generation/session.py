@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.errors import UserError
 from ms_gpt.generation.cache import KVCache
 from ms_gpt.layers import gather_positions
@@ -20,7 +21,7 @@ _SMALLEST_BUCKET = 16
 _MOST_SESSIONS = 4
 
 
-class _Graph(nn.Cell):
+class _Graph(CachedGraph):
     """A language model within a graph that gives the next token of each row, and the logits that it is chosen from."""
 
     def __init__(self, model: nn.Cell, cache: KVCache | None = None) -> None:

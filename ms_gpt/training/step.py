@@ -9,6 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.heads import GPTLMHeadModel
 from ms_gpt.layers import IGNORE_INDEX, log_softmax
 from ms_gpt.pretrained import GPTPreTrainedModel
@@ -17,7 +18,7 @@ from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate
 
 
-class Forward(nn.Cell):
+class Forward(CachedGraph):
     """Calls a model with the columns of a batch as its keyword arguments.
 
     Args:
@@ -64,7 +65,7 @@ class Loss(Forward):
         return self.lm_coef * outputs[0] + outputs[1] if self.has_two else outputs[0]
 
 
-class TargetLoss(nn.Cell):
+class TargetLoss(CachedGraph):
     """The loss of a language model on blocks whose targets are already shifted, so that no token goes unscored.
 
     Args:
@@ -156,7 +157,7 @@ class SampledTargetLoss(nn.Cell):
         return -(log_softmax(scores)[:, 0] * counts).sum() / ops.maximum(counts.sum(), Tensor(1.0, ms.float32))
 
 
-class TrainStep(nn.Cell):
+class TrainStep(CachedGraph):
     """Forward, loss, gradients, clipping, learning rate and AdamW in one graph.
 
     Args:
@@ -173,6 +174,9 @@ class TrainStep(nn.Cell):
         Tuple of float32 scalars: loss, global norm of the gradients before clipping, learning rate. With a scaler a
         norm that is not finite says that the batch changed nothing.
     """
+
+    # Made of the loss and the optimizer's parameters.
+    not_compiled = ("value_and_grad",)
 
     def __init__(self, loss: nn.Cell, optimizer: AdamW, schedule: LearningRate, max_grad_norm: float = 1.0,
                  scaler: LossScaler | None = None) -> None:

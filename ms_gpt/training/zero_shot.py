@@ -14,8 +14,9 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
+from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.data import Dataset
 from ms_gpt.data.batches import IGNORE_INDEX, Batches, choose_buckets
 from ms_gpt.data.encode import clean_text
@@ -73,7 +74,7 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-class ContinuationLogProbs(nn.Cell):
+class ContinuationLogProbs(CachedGraph):
     """Log-probabilities of what follows in a row, for several choices of it.
 
     Only the states that predict a scored token meet the vocabulary: logits of every position would fill the memory.
