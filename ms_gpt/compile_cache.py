@@ -49,6 +49,11 @@ class CachedGraph(nn.Cell):
 
     not_compiled: tuple[str, ...] = ()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; at every call MindSpore sets this one in all cells within, which takes milliseconds."""
+        if name != "compile_phase" or value != getattr(self, "_compile_phase", None):
+            super().__setattr__(name, value)
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the graph for inputs like these, or load it; nothing if that is done already."""
         try:

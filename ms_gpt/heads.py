@@ -60,7 +60,10 @@ class LanguageModelMixin:
 
     def lm_logits(self, hidden_states: Tensor) -> Tensor:
         """Project hidden states (B, T, D) to logits (B, T, V) with the head or the tied embedding."""
-        table = self.output_table()
+        return self.project(hidden_states, self.output_table())
+
+    def project(self, hidden_states: Tensor, table: Tensor) -> Tensor:
+        """Multiply hidden states (..., D) with rows (V, D): logits (..., V)."""
         if self.project_kernel is not None:
             return self.project_kernel(hidden_states, table)
         shape, dtype = hidden_states.shape, self.compute_dtype

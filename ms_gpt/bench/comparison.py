@@ -121,7 +121,8 @@ def compare(case: Case, ours: Sequence[Side], theirs: Side | None, pairs: int, t
 
 
 def _child(side: Side, threads: int, scratch: Path) -> Child:
-    environment = {KERNELS_VARIABLE: side.kernels} if side.kernels else {}
+    # The first step is to show what compiling takes.
+    environment = {"MS_GPT_COMPILE_CACHE": "off"} | ({KERNELS_VARIABLE: side.kernels} if side.kernels else {})
     return Child(side.name, side.module, scratch, threads, environment, side.python)
 
 

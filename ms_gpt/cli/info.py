@@ -28,9 +28,11 @@ PINNED = "2.10.0"
 # MindSpore is asked in a process of its own: a broken installation may crash it, or hang.
 _PROBE = """
 import json, mindspore
+from ms_gpt.kernels import status
 from ms_gpt.runtime import is_available
 mindspore.Tensor([1.0, 2.0]).view(2, 1)
-print(json.dumps({name: is_available(name) for name in ("cpu", "gpu", "ascend")}))
+devices = {name: is_available(name) for name in ("cpu", "gpu", "ascend")}
+print(json.dumps({"devices": devices, "kernels": status()}))
 """
 
 
@@ -53,7 +55,7 @@ def run(options: InfoOptions) -> dict[str, Any]:
     """
     versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
     compiler = find_compiler()
-    devices, failure = probe_devices()
+    devices, kernels, failure = probe()
     problems = known_problems(sys.version_info[:2], versions, compiler)
     if failure and versions["mindspore"]:
         problems.append({"problem": f"MindSpore {versions['mindspore']} does not work: {failure}",
@@ -67,6 +69,7 @@ def run(options: InfoOptions) -> dict[str, Any]:
         "cpu_count": cpu_count(),
         "memory_gb": total_memory_gb(),
         "compiler": compiler,
+        "kernels": kernels,
         "problems": problems,
     }
     _show(Console(quiet=options.quiet, json=options.json), facts)
@@ -100,11 +103,12 @@ def total_memory_gb() -> float | None:
         return None
 
 
-def probe_devices() -> tuple[dict[str, bool], str | None]:
-    """Ask MindSpore which devices it can use.
+def probe() -> tuple[dict[str, bool], str, str | None]:
+    """Ask MindSpore which devices it can use, and whether the CPU kernels are.
 
     Returns:
-        Device name to whether it is usable, and why MindSpore does not work at all, or ``None`` if it does.
+        Device name to whether it is usable; a line about the kernels; and why MindSpore does not work at all, or
+        ``None`` if it does.
     """
     nothing = {"cpu": False, "gpu": False, "ascend": False}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -112,10 +116,11 @@ def probe_devices() -> tuple[dict[str, bool], str | None]:
         done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False,
                               env=environment, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return nothing, f"no answer in {PROBE_SECONDS} seconds"
+        return nothing, "unknown", f"no answer in {PROBE_SECONDS} seconds"
     if done.returncode == 0 and done.stdout.strip():
-        return json.loads(done.stdout.splitlines()[-1]), None
-    return nothing, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        found = json.loads(done.stdout.splitlines()[-1])
+        return found["devices"], found["kernels"], None
+    return nothing, "unknown", (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def install(*words: str) -> str:
@@ -174,6 +179,7 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
         "CPU cores": facts["cpu_count"],
         "memory": f"{facts['memory_gb']} GB" if facts["memory_gb"] else "unknown",
         "compiler": facts["compiler"] or "none",
+        "CPU kernels": facts["kernels"],
     }
     console.table(["", "this machine"], list(rows.items()))
     for item in facts["problems"]:

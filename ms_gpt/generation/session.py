@@ -33,11 +33,6 @@ class _Graph(CachedGraph):
         self.adds_to_cache = model.transformer.h[0].attn.step_kernel is None
         self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; at every call MindSpore sets this one in all cells within, which takes milliseconds."""
-        if name != "compile_phase" or value != getattr(self, "_compile_phase", None):
-            super().__setattr__(name, value)
-
     def next_token(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Return the likeliest tokens (B,) and the logits (B, V) after hidden states (B, D)."""
         logits = self.model.lm_logits(hidden_states).astype(ms.float32)

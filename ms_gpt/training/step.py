@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import IGNORE_INDEX, log_softmax
+from ms_gpt.layers import cross_entropy
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.training.loss_scale import LossScaler, ScaledLoss
 from ms_gpt.training.optimizer import AdamW
@@ -119,7 +119,6 @@ class SampledTargetLoss(nn.Cell):
         weights = np.zeros(tokens, np.float32)
         weights[self.frequent :] = math.log(self.rare / self.drawn)
         self.log_weights = Tensor(weights)
-        self.product = ops.MatMul(transpose_b=True)
         self.sum = ops.ReduceSum(keep_dims=True)
 
     def scored_ids(self, start: Tensor) -> Tensor:
@@ -137,10 +136,10 @@ class SampledTargetLoss(nn.Cell):
 
     def scores(self, hidden_states: Tensor, targets: Tensor, start: Tensor) -> Tensor:
         """Return logits (N, 1 + tokens), the targets' own first, the logarithms of the weights added."""
-        table, dtype = self.model.output_table(), self.model.compute_dtype
+        table = self.model.output_table()
         ids = self.scored_ids(start)
         own = self.sum(hidden_states * ops.gather(table, targets, 0), -1)
-        logits = self.product(hidden_states.astype(dtype), ops.gather(table, ids, 0).astype(dtype)).astype(ms.float32)
+        logits = self.model.project(hidden_states, ops.gather(table, ids, 0)).astype(ms.float32)
         is_target = ids.reshape((1, -1)) == targets.reshape((-1, 1))
         lowest = Tensor(float(np.finfo(np.float32).min), ms.float32)
         return ops.cat((own, ops.where(is_target, lowest, logits + self.log_weights)), 1)
@@ -150,11 +149,11 @@ class SampledTargetLoss(nn.Cell):
         hidden_states = self.model.transformer(input_ids)[0]
         hidden_states = hidden_states.reshape((-1, hidden_states.shape[-1])).astype(ms.float32)
         targets = targets.reshape((-1,))
-        counts = (targets != IGNORE_INDEX).astype(ms.float32)
         # The key that dropout draws from is another one at every step, and is saved with the run.
         key = ops.bitwise_and(self.model.transformer.head_dropout_key(), 0x7FFFFFFF)
         scores = self.scores(hidden_states, ops.maximum(targets, 0), ops.FloorMod()(key, self.rare))
-        return -(log_softmax(scores)[:, 0] * counts).sum() / ops.maximum(counts.sum(), Tensor(1.0, ms.float32))
+        # Each row's own target is its first class.
+        return cross_entropy(scores, ops.minimum(targets, 0), kernel=self.model.loss_kernel)
 
 
 class TrainStep(CachedGraph):
