@@ -190,12 +190,9 @@ class TrainStep(CachedGraph):
             # In two steps: one running sum over millions of squares loses up to 7 % in float32 (ops.L2Loss does).
             total = total + self.sum(self.sum(ops.square(gradients[i]), -1))
         norm = ops.sqrt(total)
+        scale = None
         if self.max_grad_norm > 0:
             scale = ops.minimum(Tensor(1.0, ms.float32), self.max_grad_norm / (norm + 1e-6))
-            clipped = ()
-            for i in range(len(gradients)):
-                clipped = clipped + (gradients[i] * scale,)
-            gradients = clipped
         learning_rate = self.schedule(self.optimizer.step)
-        self.optimizer(gradients, learning_rate)
+        self.optimizer(gradients, learning_rate, scale)
         return loss, norm, learning_rate
