@@ -10,11 +10,12 @@ after that the folder is emptied.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,9 @@ def _shrink(folder: Path) -> None:
                 path.unlink()
 
 
+@functools.cache
 def _warn(folder: Path, reason: str) -> None:
-    # Python shows a warning of the same text and place once.
-    warnings.warn(f"compiled graphs cannot be kept in {folder} ({reason}): every start compiles them again. Set "
-                  "MS_GPT_COMPILE_CACHE to another folder, or to off", stacklevel=2)
+    """Say once, in one line on stderr, that the cache is of no use."""
+    logging.getLogger("ms_gpt").warning(
+        "compiled graphs cannot be kept in %s (%s): every start compiles them again. Set MS_GPT_COMPILE_CACHE to "
+        "another folder, or to off", folder, reason)
