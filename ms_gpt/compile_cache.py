@@ -9,6 +9,7 @@ after that the folder is emptied.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -164,13 +165,15 @@ def _find(cell: nn.Cell, inputs: tuple) -> _Entry | None:
 
 
 def _temporary_folder() -> str:
-    made = tempfile.TemporaryDirectory(prefix="ms_gpt_graphs_", ignore_cleanup_errors=True)
-    # It goes away with the process.
-    _TEMPORARY.append(made)
-    return made.name
+    folder, process = tempfile.mkdtemp(prefix="ms_gpt_graphs_"), os.getpid()
 
+    def remove() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
 
-_TEMPORARY: list[tempfile.TemporaryDirectory] = []
+    # What is registered last runs first: before MindSpore's own tidying up, which does not always return.
+    atexit.register(remove)
+    return folder
 
 
 class _Entry:
