@@ -9,12 +9,14 @@ after that the folder is emptied.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -168,13 +170,15 @@ def _find(cell: nn.Cell, inputs: tuple) -> _Entry | None:
 
 
 def _temporary_folder() -> str:
-    made = tempfile.TemporaryDirectory(prefix="ms_gpt_graphs_", ignore_cleanup_errors=True)
-    # It goes away with the process.
-    _TEMPORARY.append(made)
-    return made.name
+    folder, process = tempfile.mkdtemp(prefix="ms_gpt_graphs_"), os.getpid()
 
+    def remove() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
 
-_TEMPORARY: list[tempfile.TemporaryDirectory] = []
+    # What is registered last runs first: before MindSpore's own tidying up, which does not always return.
+    atexit.register(remove)
+    return folder
 
 
 class _Entry:
@@ -259,7 +263,9 @@ def _shrink(folder: Path) -> None:
                 path.unlink()
 
 
+@functools.cache
 def _warn(folder: Path, reason: str) -> None:
-    # Python shows a warning of the same text and place once.
-    warnings.warn(f"compiled graphs cannot be kept in {folder} ({reason}): every start compiles them again. Set "
-                  "MS_GPT_COMPILE_CACHE to another folder, or to off", stacklevel=2)
+    """Say once, in one line on stderr, that the cache is of no use."""
+    logging.getLogger("ms_gpt").warning(
+        "compiled graphs cannot be kept in %s (%s): every start compiles them again. Set MS_GPT_COMPILE_CACHE to "
+        "another folder, or to off", folder, reason)

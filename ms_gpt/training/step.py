@@ -203,14 +203,11 @@ class TrainStep(CachedGraph):
         norm = ops.sqrt(total)
         if self.scaler is not None:
             return self.scaled_update(outputs[1], norm, gradients)
+        scale = None
         if self.max_grad_norm > 0:
             scale = ops.minimum(Tensor(1.0, ms.float32), self.max_grad_norm / (norm + 1e-6))
-            clipped = ()
-            for i in range(len(gradients)):
-                clipped = clipped + (gradients[i] * scale,)
-            gradients = clipped
         learning_rate = self.schedule(self.optimizer.step)
-        self.optimizer(gradients, learning_rate)
+        self.optimizer(gradients, learning_rate, scale)
         return outputs, norm, learning_rate
 
     def scaled_update(self, loss: Tensor, norm: Tensor, gradients: tuple) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,10 +219,7 @@ class TrainStep(CachedGraph):
         factor = 1.0 / scale
         if self.max_grad_norm > 0:
             factor = factor * ops.minimum(Tensor(1.0, ms.float32), self.max_grad_norm / (norm + 1e-6))
-        kept = ()
-        for i in range(len(gradients)):
-            kept = kept + (ops.where(is_finite, gradients[i] * factor, ops.zeros_like(gradients[i])),)
         learning_rate = self.schedule(self.optimizer.step)
-        self.optimizer(kept, learning_rate, is_finite)
+        self.optimizer(gradients, learning_rate, factor, is_finite)
         self.scaler(is_finite)
         return loss, norm, learning_rate
