@@ -63,7 +63,7 @@ class Attention(nn.Cell):
             (B, 1, T, 1), 1 for real tokens and 0 for padding. Columns of the caches that have not been written are 0.
 
     Outputs:
-        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, S); ``None`` where the CPU's fused kernel
+        Tuple of Tensor (B, T, D) and the attention weights, Tensor (B, H, T, S); ``()`` where the CPU's fused kernel
         or Ascend's ``flash_attention`` was used, which do without them (not if ``config.output_attentions``).
 
     Source: Vaswani et al. 2017, section 3.2; names from openai/finetune-transformer-lm.
@@ -90,14 +90,15 @@ class Attention(nn.Cell):
         self.needs_weights = config.output_attentions
         self.kernel = self.step_kernel = None
         self.no_key = Tensor(0, ms.int32)
-        self.settings = Tensor([self.scale, 1.0], ms.float32)
-        self.training_settings = Tensor([self.scale, self.attn_dropout.scale], ms.float32)
+        self.settings = self.training_settings = None
 
     def set_kernels(self, are_used: bool) -> None:
         """Compute with the fused CPU kernel, or with plain operations."""
         are_used = are_used and not self.needs_weights
-        self.kernel = kernel("attention", self.n_head) if are_used else None
+        self.kernel = kernel("attention") if are_used else None
         self.step_kernel = kernel("attention_step") if are_used else None
+        self.settings = Tensor([[self.scale, 1.0]] * self.n_head, ms.float32)
+        self.training_settings = Tensor([[self.scale, self.attn_dropout.scale]] * self.n_head, ms.float32)
 
     @property
     def pruned_heads(self) -> set[int]:
@@ -176,16 +177,16 @@ class Attention(nn.Cell):
                                          scalar_value=self.scale, input_layout="BSH", sparse_mode=1)
 
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None, dropout_key: Tensor | None = None,
-                  past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
+                  past: tuple | None = None) -> tuple[Tensor, Tensor | tuple]:
         """Return the attention output, without the residual, and the weights."""
         if self.kernel is not None and head_mask is None:
             out = self.fused(self.c_attn(x), bias, dropout_key, past)
-            return self.resid_dropout(self.c_proj(out), dropout_key), None
+            return self.resid_dropout(self.c_proj(out), dropout_key), ()
         dtype = self.c_attn.compute_dtype
         query, key, value = ops.split(self.c_attn(x), self.n_head * self.head_size, axis=2)
         if (self.flash_attention and past is None and head_mask is None
                 and not (self.training and self.attn_dropout.p > 0)):
-            return self.resid_dropout(self.c_proj(self.flash(query, key, value, bias)), dropout_key), None
+            return self.resid_dropout(self.c_proj(self.flash(query, key, value, bias)), dropout_key), ()
         query, key, value = self.split_heads(query), self.split_heads(key), self.split_heads(value)  # (B, H, T, K)
         if past is not None:
             key, value = self.remember(past, key, value)  # (B, H, S, K)
@@ -222,7 +223,7 @@ class Block(nn.Cell):
         self.add = Add()
 
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
-                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | None]:
+                  dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | tuple]:
         """Return the new hidden states and the attention weights."""
         if self.post_norm:
             attended, weights = self.attn(x, bias, head_mask, dropout_key, past)
@@ -305,7 +306,7 @@ class GPTModel(GPTPreTrainedModel):
         hidden_states = inputs_embeds + self.positions_embed(position_ids)
         if token_type_ids is not None:
             hidden_states = hidden_states + self.tokens_embed(token_type_ids)
-        return hidden_states
+        return hidden_states.astype(ms.float32)
 
     def layer_head_mask(self, head_mask: Tensor | None, layer: int) -> Tensor | None:
         """Return one layer's part of a head mask, (1, H, 1, 1), without the heads that were pruned."""

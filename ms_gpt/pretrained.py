@@ -18,7 +18,7 @@ from ms_gpt import checkpoint
 from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
-from ms_gpt.kernels import are_usable
+from ms_gpt.kernels import are_usable, status
 from ms_gpt.layers import Conv1D, Dropout
 
 # Heads that a checkpoint may lack: they start from random weights and are learnt by fine-tuning.
@@ -129,7 +129,7 @@ class GPTPreTrainedModel(CachedGraph):
                 cell.to_float(_DTYPES[dtype])
         if dtype == "float32":
             self.set_flash_attention(False)
-        self.use_kernels(dtype == "float32" and are_usable())
+        self.use_kernels(dtype == "float32" and self.uses_kernels)
 
     def set_flash_attention(self, enabled: bool) -> None:
         """Use Ascend's fused attention, ``mindspore.ops.flash_attention_score``, wherever it can be used.
@@ -165,7 +165,14 @@ class GPTPreTrainedModel(CachedGraph):
 
         Args:
             are_used: Whether the kernels are used; see ``ms_gpt.kernels``.
+
+        Raises:
+            UserError: There are none in this process, or the model computes in half precision.
         """
+        if are_used and not are_usable():
+            raise UserError(f"there are no CPU kernels to use: {status()}")
+        if are_used and self.compute_dtype != ms.float32:
+            raise UserError("the CPU kernels compute in float32: call set_compute_dtype('float32') first")
         for _, cell in self.cells_and_names():
             if hasattr(cell, "set_kernels"):
                 cell.set_kernels(are_used)

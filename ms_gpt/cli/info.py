@@ -26,13 +26,16 @@ PROBE_SECONDS = 120
 PINNED = "2.10.0"
 
 # MindSpore is asked in a process of its own: a broken installation may crash it, or hang.
+_PROBE_KERNELS = """
+import json
+from ms_gpt.kernels import status
+print(json.dumps(status()))
+"""
 _PROBE = """
 import json, mindspore
-from ms_gpt.kernels import status
 from ms_gpt.runtime import is_available
 mindspore.Tensor([1.0, 2.0]).view(2, 1)
-devices = {name: is_available(name) for name in ("cpu", "gpu", "ascend")}
-print(json.dumps({"devices": devices, "kernels": status()}))
+print(json.dumps({name: is_available(name) for name in ("cpu", "gpu", "ascend")}))
 """
 
 
@@ -55,7 +58,9 @@ def run(options: InfoOptions) -> dict[str, Any]:
     """
     versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
     compiler = find_compiler()
-    devices, kernels, failure = probe()
+    devices, failure = probe(_PROBE)
+    kernels, _ = probe(_PROBE_KERNELS) if failure is None else (None, None)
+    devices = devices or {"cpu": False, "gpu": False, "ascend": False}
     problems = known_problems(sys.version_info[:2], versions, compiler)
     if failure and versions["mindspore"]:
         problems.append({"problem": f"MindSpore {versions['mindspore']} does not work: {failure}",
@@ -69,7 +74,7 @@ def run(options: InfoOptions) -> dict[str, Any]:
         "cpu_count": cpu_count(),
         "memory_gb": total_memory_gb(),
         "compiler": compiler,
-        "kernels": kernels,
+        "kernels": kernels or "unknown",
         "problems": problems,
     }
     _show(Console(quiet=options.quiet, json=options.json), facts)
@@ -103,24 +108,24 @@ def total_memory_gb() -> float | None:
         return None
 
 
-def probe() -> tuple[dict[str, bool], str, str | None]:
-    """Ask MindSpore which devices it can use, and whether the CPU kernels are.
+def probe(program: str) -> tuple[Any, str | None]:
+    """Ask MindSpore something, in another process.
+
+    Args:
+        program: A program that prints an answer in JSON as its last line.
 
     Returns:
-        Device name to whether it is usable; a line about the kernels; and why MindSpore does not work at all, or
-        ``None`` if it does.
+        The answer, or ``None``; and why there is none.
     """
-    nothing = {"cpu": False, "gpu": False, "ascend": False}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False,
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False,
                               env=environment, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return nothing, "unknown", f"no answer in {PROBE_SECONDS} seconds"
+        return None, f"no answer in {PROBE_SECONDS} seconds"
     if done.returncode == 0 and done.stdout.strip():
-        found = json.loads(done.stdout.splitlines()[-1])
-        return found["devices"], found["kernels"], None
-    return nothing, "unknown", (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return json.loads(done.stdout.splitlines()[-1]), None
+    return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def install(*words: str) -> str:

@@ -111,7 +111,7 @@ class Session:
             raise UserError(f"length={length!r} is not a whole number from 1 to n_positions={limit}")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size!r} is not a whole number of at least 1")
-        self._weights, self._dtype = _weights(model), model.compute_dtype
+        self._weights, self._kind = _weights(model), (model.compute_dtype, model.uses_kernels)
         self._cache = KVCache(model, batch_size, self.length) if use_cache else None
         self._forward, self._prefill, self._decode = (
             kind(model, self._cache) for kind in (_Forward, _Prefill, _Decode))
@@ -127,7 +127,7 @@ class Session:
     def is_current(self) -> bool:
         """Tell whether the model still has the structure that the graphs were compiled for."""
         weights = _weights(self.model)
-        return (self._dtype == self.model.compute_dtype and len(weights) == len(self._weights)
+        return (self._kind == (self.model.compute_dtype, self.model.uses_kernels) and len(weights) == len(self._weights)
                 and all(new is old for new, old in zip(weights, self._weights, strict=True)))
 
     def read(self, rows: Sequence[Sequence[int]], source: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -19,13 +20,19 @@ from ms_gpt.runtime import cache_dir
 
 SOURCES = Path(__file__).parent / "src"
 SWITCH = "MS_GPT_KERNELS"
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
+          "-shared", "-fPIC")
 _SECONDS = 300
+_OFF = {"off", "0", "no", "false", "none"}
 _logger = logging.getLogger(__name__)
 
 
 class _UnusableError(Exception):
     """Says in one line why there are no kernels here."""
+
+
+# A full disk, a folder that is somebody else's, quotation marks in CXX: no reason not to run.
+_FAILURES = (_UnusableError, OSError, ValueError, RuntimeError)
 
 
 def are_usable() -> bool:
@@ -43,21 +50,21 @@ def library() -> Path | None:
 def status() -> str:
     """Return one line that says whether the kernels are used, and why not."""
     switch = os.environ.get(SWITCH, "on").lower()
-    if switch == "off":
-        return f"off ({SWITCH}=off)"
+    if switch in _OFF:
+        return f"off ({SWITCH}={switch})"
     try:
         return f"on ({_build()})"
-    except _UnusableError as reason:
+    except _FAILURES as reason:
         return f"off ({reason})"
 
 
 @functools.cache
 def _library(switch: str) -> Path | None:
-    if switch == "off":
+    if switch in _OFF:
         return None
     try:
         return _build()
-    except _UnusableError as reason:
+    except _FAILURES as reason:
         _logger.warning("ms_gpt runs without its CPU kernels, slower: %s. %s=off silences this", reason, SWITCH)
         return None
 
@@ -67,46 +74,50 @@ def _build() -> Path:
     """Return the library, from the cache or fresh.
 
     Raises:
-        _UnusableError: There is no compiler or no oneDNN, or what they make does not load.
+        _UnusableError: There is no compiler or no oneDNN, or what they make does not load. Others of ``_FAILURES``: for
+            what the system refuses.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
+    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = shlex.split(os.environ.get("CXX", "")) or [found]
+    if compiler == [None]:
         raise _UnusableError("no C++ compiler was found; install g++")
     onednn = _onednn()
     sources = sorted(SOURCES.iterdir())
     name = f"ms_gpt_{_key(compiler, onednn, sources)}.so"
-    folder = cache_dir() / "kernels"
+    folder = cache_dir().absolute() / "kernels"
     target = folder / name
-    if target.exists() and _loads(target):
+    if os.path.exists(target) and _loads(target):
         return target
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        # Nobody else may find it there, but this process runs as fast.
+    # MindSpore is given the path, a colon and the function.
+    if not os.access(folder, os.W_OK | os.X_OK) or ":" in str(folder):
+        # No other process finds it there, but this one runs as fast.
         target = Path(tempfile.mkdtemp(prefix="ms_gpt-")) / name
+        atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
     _compile(compiler, onednn, sources, target)
     if not _loads(target):
-        raise _UnusableError(f"{target}, made by {compiler}, does not load")
+        raise _UnusableError(f"{target}, made by {compiler[0]}, does not load")
     return target
 
 
-def _compile(compiler: str, onednn: Path, sources: list[Path], target: Path) -> None:
+def _compile(compiler: list[str], onednn: Path, sources: list[Path], target: Path) -> None:
     """Compile beside the target and rename, so that two processes may do it at once."""
     units = [str(path) for path in sources if path.suffix == ".cpp"]
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
         os.close(handle)
-        command = [*shlex.split(compiler), *_FLAGS, "-o", temporary, *units, str(onednn), f"-Wl,-rpath,{onednn.parent}"]
+        command = [*compiler, *_FLAGS, "-o", temporary, *units, str(onednn), f"-Wl,-rpath,{onednn.parent}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             reason = lines[0].strip() if lines else f"exit status {done.returncode}"
-            raise _UnusableError(f"{compiler} failed: {reason}")
+            raise _UnusableError(f"{compiler[0]} failed: {reason}")
         os.chmod(temporary, 0o755)
         os.replace(temporary, target)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _UnusableError(f"{compiler} failed: {error}") from error
+        raise _UnusableError(f"{compiler[0]} failed: {error}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -123,16 +134,16 @@ def _onednn() -> Path:
     return found[0]
 
 
-def _key(compiler: str, onednn: Path, sources: list[Path]) -> str:
+def _key(compiler: list[str], onednn: Path, sources: list[Path]) -> str:
     """Return a name for all that the library depends on."""
     digest = hashlib.sha256()
     for path in sources:
         digest.update(path.name.encode() + path.read_bytes())
     try:
-        version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, timeout=_SECONDS,
+        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS,
                                  check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _UnusableError(f"{compiler} cannot be run: {error}") from error
+        raise _UnusableError(f"{compiler[0]} cannot be run: {error}") from error
     digest.update(repr((compiler, version, _FLAGS, str(onednn), onednn.stat().st_size, _processor())).encode())
     return digest.hexdigest()[:20]
 

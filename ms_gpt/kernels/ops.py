@@ -14,14 +14,30 @@ from ms_gpt.kernels.build import library
 _F32 = ms.float32
 
 
-def _custom(function: str, shapes: Callable, outputs: int = 1, bprop: Callable | None = None) -> ops.Custom:
-    """Wrap a function of the library whose ``outputs`` outputs are float32; ``shapes`` infers their shapes.
+def _custom(function: str, shapes: Callable, outputs: int = 1, bprop: Callable | None = None,
+            integers: tuple[int, ...] = ()) -> ops.Custom:
+    """Wrap a function of the library.
 
-    MindSpore knows a primitive's gradient by the function's name, so no two kernels may share a function.
+    MindSpore knows a primitive, its shapes and its gradient by the function's name: no two kernels may share a
+    function, and what decides on a shape has to be the shape of an input.
+
+    Args:
+        function: Its name.
+        shapes: From the inputs' shapes to the outputs'.
+        outputs: Their number; all are float32.
+        bprop: The gradient.
+        integers: Which inputs are int32; all others are float32.
+
+    Returns:
+        The primitive; it raises TypeError for inputs of another dtype, whose bytes the kernel would misread.
     """
     dtypes = _F32 if outputs == 1 else (_F32,) * outputs
 
-    def infer_dtype(*_: Any) -> Any:
+    def infer_dtype(*given: Any) -> Any:
+        for place, dtype in enumerate(given):
+            wanted = "Int32" if place in integers else "Float32"
+            if wanted not in str(dtype):
+                raise TypeError(f"the CPU kernel {function!r} takes {wanted.lower()} for input {place}, not {dtype}")
         return dtypes
 
     return ops.Custom(f"{library()}:{function}", shapes, infer_dtype, "aot", bprop=bprop)
@@ -62,12 +78,12 @@ def _add() -> ops.Custom:
 
 
 def _dropout() -> ops.Custom:
-    again = _custom("dropout", lambda x, key, constants, scale: x)
+    again = _custom("dropout", lambda x, key, constants, scale: x, integers=(1, 2))
 
     def bprop(x, key, constants, scale, out, dout):
         return again(dout, key, constants, scale), ops.zeros_like(key), ops.zeros_like(constants), ops.zeros_like(scale)
 
-    return _custom("dropout", lambda x, key, constants, scale: x, bprop=bprop)
+    return _custom("dropout", lambda x, key, constants, scale: x, bprop=bprop, integers=(1, 2))
 
 
 def _layer_norm() -> ops.Custom:
@@ -90,36 +106,46 @@ def _add_layer_norm() -> ops.Custom:
     return _custom("add_layer_norm", lambda x, residual, gamma, beta, epsilon: (x, x, x[:-1] + [2]), 3, bprop)
 
 
-def _attention(n_head: int) -> ops.Custom:
-    gradient = _custom("attention_grad", lambda packed, *_: packed)
+def _attention() -> ops.Custom:
+    gradient = _custom("attention_grad", lambda packed, *_: packed, integers=(2, 3))
 
-    def infer(packed, *_):
+    def infer(packed, bias, key, constants, settings):
         batch, length, width = packed
-        return [batch, length, width // 3], [batch, n_head, length]
+        if list(bias) not in ([1, 1, length, length], [batch, 1, length, length]):
+            raise ValueError(f"an attention mask for scores of shape {list(bias)} does not fit rows of {length}")
+        return [batch, length, width // 3], [batch, settings[0], length, 2]
 
     def bprop(packed, bias, key, constants, settings, out, dout):
         dpacked = gradient(packed, bias, key, constants, settings, out[1], dout[0])
         return (dpacked, ops.zeros_like(bias), ops.zeros_like(key), ops.zeros_like(constants),
                 ops.zeros_like(settings))
 
-    return _custom("attention", infer, 2, bprop)
+    return _custom("attention", infer, 2, bprop, (2, 3))
 
 
 def _attention_step() -> ops.Custom:
-    return _custom("attention_step", lambda packed, *_: packed[:-1] + [packed[-1] // 3])
+    def infer(packed, keys, values, bias, places, is_real, _):
+        batch, length, width = packed
+        if keys != values or keys[0] != batch or keys[1] * keys[3] * 3 != width:
+            raise ValueError(f"a cache of shape {list(keys)} does not fit {batch} rows of {width // 3} numbers")
+        if list(bias) not in ([1, 1, length, keys[2]], [batch, 1, length, keys[2]]):
+            raise ValueError(f"an attention mask for scores of shape {list(bias)} does not fit rows of {length}")
+        return [batch, length, width // 3]
+
+    return _custom("attention_step", infer, integers=(4,))
 
 
 def _cross_entropy() -> ops.Custom:
-    gradient = _custom("cross_entropy_grad", lambda logits, labels, log_sums, dnll: logits)
+    gradient = _custom("cross_entropy_grad", lambda logits, labels, log_sums, dnll: logits, integers=(1,))
 
     def bprop(logits, labels, out, dout):
         return gradient(logits, labels, out[1], dout[0]), ops.zeros_like(labels)
 
-    return _custom("cross_entropy", lambda logits, labels: (labels, labels), 2, bprop)
+    return _custom("cross_entropy", lambda logits, labels: (labels, labels), 2, bprop, (1,))
 
 
 def _adamw() -> ops.Custom:
-    return _custom("adamw", lambda *_: [1])
+    return _custom("adamw", lambda *_: [1], integers=(0,))
 
 
 _MAKERS = {"linear": _linear, "project": _project, "gelu": _gelu, "add": _add, "dropout": _dropout,
@@ -128,14 +154,14 @@ _MAKERS = {"linear": _linear, "project": _project, "gelu": _gelu, "add": _add, "
 
 
 @functools.cache
-def kernel(name: str, *arguments: int) -> ops.Custom:
+def kernel(name: str) -> ops.Custom:
     """Return a kernel as a primitive; call it only where ``are_usable`` is true.
 
     Args:
         name: One of the table in ``ms_gpt.kernels``.
-        *arguments: The number of heads for the kernels of attention, else nothing.
 
     Returns:
-        A primitive with a gradient, for float32 Tensors (int32 for keys, labels and constants).
+        A primitive for float32 Tensors (int32 for keys, labels and constants), with a gradient; ``attention_step`` and
+        ``adamw`` have none, and none has a second one: ``model.use_kernels(False)`` leads to both.
     """
-    return _MAKERS[name](*arguments)
+    return _MAKERS[name]()

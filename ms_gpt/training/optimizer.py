@@ -67,7 +67,8 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.decay = [weight_decay if is_decayed(name, decay_embeddings) else 0.0 for name in names]
         self.update = ops.AdamWeightDecay()
-        self.kernel = kernel("adamw") if are_usable() else None
+        has_kernel = are_usable() and all(item.dtype == ms.float32 for item in self.parameters)
+        self.kernel = kernel("adamw") if has_kernel else None
         self.decay_tensor = Tensor(np.array(self.decay, np.float32))
 
     def clip_and_update(self, gradients: tuple, learning_rate: Tensor, max_grad_norm: float) -> Tensor:

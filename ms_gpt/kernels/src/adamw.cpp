@@ -18,11 +18,11 @@ KERNEL(adamw) {
 #pragma omp parallel num_threads(threads)
   for (int64_t k = 0; k < tensors; ++k) {
     const float *gradient = at(3, k);
-    auto [from, to] = share(size(k), omp_get_thread_num(), omp_get_num_threads(), 1024);
+    const Range mine = share(size(k), omp_get_thread_num(), omp_get_num_threads(), 1024);
     // In blocks: one running sum over millions of squares loses digits in float32.
-    for (int64_t i = from; i < to; i += 1024) {
+    for (int64_t i = mine.begin; i < mine.end; i += 1024) {
       float part = 0.0f;
-      const int64_t end = std::min(i + 1024, to);
+      const int64_t end = std::min(i + 1024, mine.end);
 #pragma omp simd reduction(+ : part)
       for (int64_t j = i; j < end; ++j) part += gradient[j] * gradient[j];
       squares[omp_get_thread_num()] += part;
@@ -32,7 +32,8 @@ KERNEL(adamw) {
   for (double part : squares) total += part;
   const float norm = static_cast<float>(std::sqrt(total));
   FLOATS(count - 1)[0] = norm;
-  const float scale = largest > 0.0f ? std::min(1.0f, largest / (norm + 1e-6f)) : 1.0f;
+  // Written so that a norm that is no number is no scale either, as with the plain operations.
+  const float wanted = largest > 0.0f ? largest / (norm + 1e-6f) : 1.0f, scale = wanted > 1.0f ? 1.0f : wanted;
   const float correction1 = 1.0f - std::pow(beta1, step), correction2 = std::sqrt(1.0f - std::pow(beta2, step));
   const float size1 = rate * correction2 / correction1, epsilon2 = epsilon * correction2;
 
@@ -40,9 +41,9 @@ KERNEL(adamw) {
   for (int64_t k = 0; k < tensors; ++k) {
     float *parameter = at(0, k), *moment1 = at(1, k), *moment2 = at(2, k);
     const float *gradient = at(3, k), shrink = rate * decay[k];
-    auto [from, to] = share(size(k), omp_get_thread_num(), omp_get_num_threads(), 16);
+    const Range mine = share(size(k), omp_get_thread_num(), omp_get_num_threads(), 16);
 #pragma omp simd
-    for (int64_t i = from; i < to; ++i) {
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
       const float g = gradient[i] * scale;
       const float m = beta1 * moment1[i] + (1.0f - beta1) * g;
       const float v = beta2 * moment2[i] + (1.0f - beta2) * g * g;

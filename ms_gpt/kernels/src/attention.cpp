@@ -41,9 +41,9 @@ struct Inputs {
   }
 };
 
-// Turn scores into weights, dropped or not; return the log of the sum of exponentials. (Functions of their own, since
-// compilers do not vectorise these loops in place.)
-inline float softmax(float *row, int64_t size, bool drops, const DropoutRow factor) {
+// Turn scores into weights, dropped or not; keep the largest score and 1 / the sum of exponentials, apart, since their
+// logarithms would be lost in a large score. (Functions of their own: compilers do not vectorise these loops in place.)
+inline void softmax(float *row, int64_t size, bool drops, const DropoutRow factor, float *statistics) {
   float top = row[0];
 #pragma omp simd reduction(max : top)
   for (int64_t j = 0; j < size; ++j) top = row[j] > top ? row[j] : top;
@@ -57,15 +57,18 @@ inline float softmax(float *row, int64_t size, bool drops, const DropoutRow fact
   const float portion = 1.0f / sum;
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) row[j] *= drops ? factor(j) * portion : portion;
-  return top + std::log(sum);
+  statistics[0] = top;
+  statistics[1] = portion;
 }
 
 // Turn scores into weights, and the gradient of the weights into that of the scores.
-inline void softmax_grad(float *row, float *drow, int64_t size, float log_sum, bool drops, const DropoutRow factor) {
+inline void softmax_grad(float *row, float *drow, int64_t size, const float *statistics, bool drops,
+                         const DropoutRow factor) {
+  const float top = statistics[0], portion = statistics[1];
   float along = 0.0f;
 #pragma omp simd reduction(+ : along)
   for (int64_t j = 0; j < size; ++j) {
-    const float weight = fast_exp(row[j] - log_sum);
+    const float weight = fast_exp(row[j] - top) * portion;
     drow[j] *= drops ? factor(j) * weight : weight;
     along += drow[j];
     row[j] = weight;
@@ -79,11 +82,12 @@ inline void softmax_grad(float *row, float *drow, int64_t size, float log_sum, b
 
 }  // namespace
 
-// packed (B, T, 3 H K), bias, key (), constants (2), settings (2): scale of the scores, dropout's scale
-//   -> out (B, T, H K), log of the sum of exponentials (B, H, T)
+// packed (B, T, 3 H K), bias, key (), constants (2), settings (H, 2): each
+// head's scale of the scores and of dropout, all alike
+//   -> out (B, T, H K), statistics (B, H, T, 2)
 KERNEL(attention) {
-  const Inputs in(params, shapes, shapes[6][1]);
-  float *out = FLOATS(5), *log_sums = FLOATS(6);
+  const Inputs in(params, shapes, shapes[4][0]);
+  float *out = FLOATS(5), *statistics = FLOATS(6);
   const DropoutMask mask(INTS(2)[0], INTS(3), FLOATS(4)[1], in.batch * in.heads * in.length, in.length);
   const int64_t blocks = (in.length + kBlock - 1) / kBlock;
 #pragma omp parallel
@@ -97,7 +101,8 @@ KERNEL(attention) {
       in.scores(b, h, from, to, weights);
       for (int64_t i = from; i < to; ++i) {
         float *row = weights + (i - from) * to;
-        log_sums[head * in.length + i] = softmax(row, i + 1, mask.is_on(), mask.row(head * in.length + i));
+        const int64_t number = head * in.length + i;
+        softmax(row, i + 1, mask.is_on(), mask.row(number), statistics + 2 * number);
         std::fill(row + i + 1, row + to, 0.0f);
       }
       gemm('n', 'n', to - from, in.head_size, to, 1.0f, weights, to, in.packed + in.offset(b, h, 2), 3 * in.width,
@@ -107,10 +112,10 @@ KERNEL(attention) {
   return 0;
 }
 
-// packed, bias, key, constants, settings, log sums, dout (B, T, H K) -> dpacked (B, T, 3 H K)
+// packed, bias, key, constants, settings, statistics, dout (B, T, H K) -> dpacked (B, T, 3 H K)
 KERNEL(attention_grad) {
-  const Inputs in(params, shapes, shapes[5][1]);
-  const float *log_sums = FLOATS(5), *dout = FLOATS(6);
+  const Inputs in(params, shapes, shapes[4][0]);
+  const float *statistics = FLOATS(5), *dout = FLOATS(6);
   float *dpacked = FLOATS(7);
   const DropoutMask mask(INTS(2)[0], INTS(3), FLOATS(4)[1], in.batch * in.heads * in.length, in.length);
 #pragma omp parallel
@@ -133,7 +138,7 @@ KERNEL(attention_grad) {
         for (int64_t i = from; i < to; ++i) {
           float *row = weights + (i - from) * to, *drow = dweights + (i - from) * to;
           const int64_t number = head * in.length + i;
-          softmax_grad(row, drow, i + 1, log_sums[number], mask.is_on(), mask.row(number));
+          softmax_grad(row, drow, i + 1, statistics + 2 * number, mask.is_on(), mask.row(number));
           std::fill(row + i + 1, row + to, 0.0f);
           std::fill(drow + i + 1, drow + to, 0.0f);
         }
@@ -157,10 +162,12 @@ KERNEL(attention_step) {
   const int64_t head_size = shapes[1][3], width = heads * head_size;
   const int64_t bias_step = shapes[3][0] == 1 ? 0 : tokens * length;
   const int64_t seen = *std::max_element(places, places + tokens) + 1;
+  if (seen > length || *std::min_element(places, places + tokens) < 0) return 1;
   const DropoutRow nothing{nullptr, 0, 0, 1.0f};
 #pragma omp parallel
   {
     std::vector<float> buffer(tokens * seen);
+    float unused[2];
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < batch * heads; ++task) {
       const int64_t b = task / heads, h = task % heads;
@@ -181,7 +188,7 @@ KERNEL(attention_step) {
         float *row = weights + i * seen;
 #pragma omp simd
         for (int64_t j = 0; j < seen; ++j) row[j] += hidden[j];
-        softmax(row, seen, false, nothing);
+        softmax(row, seen, false, nothing, unused);
       }
       gemm('n', 'n', tokens, head_size, seen, 1.0f, weights, seen, value, head_size, 0.0f,
            out + b * tokens * width + h * head_size, width);

@@ -32,8 +32,12 @@ inline int64_t size_of(const int64_t *shape, int ndim) {
   return size;
 }
 
-// The part [first, second) of 0..total that one of several threads works on, in whole steps of `unit`.
-inline std::pair<int64_t, int64_t> share(int64_t total, int part, int parts, int64_t unit = 1) {
+struct Range {
+  int64_t begin, end;
+};
+
+// The part of 0..total that one of several threads works on, in whole steps of `unit`.
+inline Range share(int64_t total, int part, int parts, int64_t unit = 1) {
   int64_t units = (total + unit - 1) / unit;
   return {std::min(total, units * part / parts * unit), std::min(total, units * (part + 1) / parts * unit)};
 }
@@ -51,11 +55,13 @@ inline void parallel_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, con
   {
     const int part = omp_get_thread_num(), parts = omp_get_num_threads();
     if (m >= n) {
-      auto [from, to] = share(m, part, parts, 16);
+      const Range mine = share(m, part, parts, 16);
+      const int64_t from = mine.begin, to = mine.end;
       gemm(ta, tb, to - from, n, k, 1.0f, ta == 't' ? a + from : a + from * lda, lda, b, ldb, beta, c + from * ldc,
            ldc);
     } else {
-      auto [from, to] = share(n, part, parts, 16);
+      const Range mine = share(n, part, parts, 16);
+      const int64_t from = mine.begin, to = mine.end;
       gemm(ta, tb, m, to - from, k, 1.0f, a, lda, tb == 't' ? b + from * ldb : b + from, ldb, beta, c + from, ldc);
     }
   }

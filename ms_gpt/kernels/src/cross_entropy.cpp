@@ -1,7 +1,9 @@
-// The negative log-likelihood of one class in each row, and its gradient. Labels outside the classes do not count.
+// The negative log-likelihood of one class in each row, and its gradient. Rows labelled -100 do not count.
 #include "common.h"
 
 using namespace ms_gpt;
+
+static constexpr int32_t kIgnored = -100;
 
 // logits (N, C), labels (N) -> nll (N), log of the sum of exponentials (N)
 KERNEL(cross_entropy) {
@@ -13,7 +15,11 @@ KERNEL(cross_entropy) {
   for (int64_t i = 0; i < rows; ++i) {
     const float *row = logits + i * classes;
     nll[i] = log_sums[i] = 0.0f;
-    if (labels[i] < 0 || labels[i] >= classes) continue;
+    if (labels[i] == kIgnored) continue;
+    if (labels[i] < 0 || labels[i] >= classes) {
+      nll[i] = NAN;
+      continue;
+    }
     float top = row[0];
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < classes; ++j) top = row[j] > top ? row[j] : top;

@@ -98,8 +98,8 @@ constexpr Few kDotProducts[] = {dot_products<1>, dot_products<2>, dot_products<3
 void few_rows(const Few *functions, int64_t rows, int64_t in, int64_t out, const float *x, const float *w, float *y) {
 #pragma omp parallel
   {
-    auto [begin, end] = share(out, omp_get_thread_num(), omp_get_num_threads(), 2 * kWidth);
-    functions[rows - 1](in, out, begin, end, x, w, y);
+    const Range mine = share(out, omp_get_thread_num(), omp_get_num_threads(), 2 * kWidth);
+    functions[rows - 1](in, out, mine.begin, mine.end, x, w, y);
   }
 }
 
@@ -112,7 +112,7 @@ KERNEL(linear) {
   const int64_t in = shapes[1][0], out = shapes[1][1], rows = size_of(shapes[0], ndims[0]) / in;
 #pragma omp parallel for schedule(static) if (rows * out > kSmall)
   for (int64_t i = 0; i < rows; ++i) std::copy_n(b, out, y + i * out);
-  if (rows <= kFewRows) {
+  if (rows > 0 && rows <= kFewRows) {
     few_rows(kAddProducts, rows, in, out, x, w, y);
   } else {
     parallel_gemm('n', 'n', rows, out, in, x, in, w, out, 1.0f, y, out);
@@ -133,11 +133,11 @@ KERNEL(linear_grad) {
   }
 #pragma omp parallel
   {
-    auto [from, to] = share(out, omp_get_thread_num(), omp_get_num_threads(), 16);
-    std::fill(db + from, db + to, 0.0f);
+    const Range mine = share(out, omp_get_thread_num(), omp_get_num_threads(), 16);
+    std::fill(db + mine.begin, db + mine.end, 0.0f);
     for (int64_t i = 0; i < rows; ++i) {
 #pragma omp simd
-      for (int64_t j = from; j < to; ++j) db[j] += dy[i * out + j];
+      for (int64_t j = mine.begin; j < mine.end; ++j) db[j] += dy[i * out + j];
     }
   }
   return 0;
@@ -148,7 +148,7 @@ KERNEL(project) {
   const float *x = FLOATS(0), *table = FLOATS(1);
   const int64_t width = shapes[1][1], size = shapes[1][0], rows = size_of(shapes[0], ndims[0]) / width;
   float *y = FLOATS(2);
-  if (rows <= kFewRows) {
+  if (rows > 0 && rows <= kFewRows) {
     few_rows(kDotProducts, rows, width, size, x, table, y);
   } else {
     parallel_gemm('n', 't', rows, size, width, x, width, table, width, 0.0f, y, size);
