@@ -24,11 +24,14 @@ pytestmark = pytest.mark.skipif(kernels.library() is None, reason="there is no c
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _graphs():
+def _op_by_op():
+    """The same kernels as in a graph, without the time that compiling one for each shape takes."""
+    runtime.setup("cpu", "pynative")
+    yield
     runtime.setup("cpu", "graph")
 
 
-few = settings(max_examples=6, deadline=None)
+few = settings(max_examples=6, deadline=None, derandomize=True)
 sizes = st.sampled_from([1, 2, 3, 7, 16, 17, 33, 65])
 
 
@@ -47,7 +50,7 @@ class Weighted(nn.Cell):
         return total, outputs
 
 
-def check(cell, *inputs, differentiated=1, rtol=1e-5):
+def check(cell, *inputs, differentiated=1, rtol=1e-5, floor=0.1):
     """Compare a cell's outputs and gradients, its parameters' too, with the kernels and without."""
     found = []
     for are_used in (False, True):
@@ -67,7 +70,7 @@ def check(cell, *inputs, differentiated=1, rtol=1e-5):
         found.append(outputs + [item.asnumpy() for item in flat])
     for number, (plain, fused) in enumerate(zip(*found, strict=True)):
         assert np.isfinite(fused).all()
-        assert np.abs(plain - fused).max(initial=0) <= rtol * max(np.abs(plain).max(initial=0), 0.1), number
+        assert np.abs(plain - fused).max(initial=0) <= rtol * max(np.abs(plain).max(initial=0), floor), number
 
 
 class Several(nn.Cell):
@@ -103,12 +106,13 @@ def test_gelu(size, scale):
 @given(sizes, st.sampled_from([2, 3, 17, 64, 100]))
 @few
 def test_layer_norm(rows, size):
+    # Two numbers that lie close together have gradients that cancel: the floor is the size of what is summed.
     cell = LayerNorm(size, 1e-5)
     cell.gamma.set_data(normal(size))
     cell.beta.set_data(normal(size, seed=1))
-    check(Several(cell), normal(rows, size, seed=2), rtol=3e-5)
+    check(Several(cell), normal(rows, size, seed=2), rtol=3e-5, floor=1.0)
     check(Several(cell, "after_sum"), normal(2, rows, size, seed=3), normal(2, rows, size, seed=4), differentiated=2,
-          rtol=3e-5)
+          rtol=3e-5, floor=1.0)
 
 
 @given(sizes, sizes, st.sampled_from([0.0, 0.1, 0.5]))
@@ -219,7 +223,7 @@ def test_finite_differences_agree(kind):
 
 
 @pytest.mark.parametrize("model_type", ["openai-gpt", "gpt2", "ms_gpt"])
-def test_training_runs_the_same_course(model_type, monkeypatch):
+def test_training_runs_the_same_course(model_type, graph_mode):
     """Fifty steps with dropout, clipping and decay: the losses with the kernels and without."""
     losses = []
     for is_on in (False, True):
@@ -241,7 +245,7 @@ def test_training_runs_the_same_course(model_type, monkeypatch):
     assert abs(plain[0, 0] - plain[-1, 0]) > 0.01
 
 
-def test_a_run_repeats_bit_by_bit():
+def test_a_run_repeats_bit_by_bit(graph_mode):
     def run():
         model = GPTLMHeadModel(GPTConfig(40, 24, n_layer=2, n_head=2, n_embd=32, model_type="gpt2"))
         names, parameters = zip(*model.weights().items(), strict=True)
@@ -318,7 +322,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     assert (is_there, notices) == ("True", [])
 
 
-def test_exported_graphs_have_none(tmp_path):
+def test_exported_graphs_have_none(tmp_path, graph_mode):
     model = GPTLMHeadModel(GPTConfig(11, 8, n_layer=1, n_head=1, n_embd=8, model_type="gpt2"))
     assert model.uses_kernels
     report = export_mindir(model, tmp_path / "model")
