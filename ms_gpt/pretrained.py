@@ -46,6 +46,9 @@ class GPTPreTrainedModel(CachedGraph):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, the inputs checked beforehand: a compiler would report a mistake in forty lines."""
+        if self.uses_kernels and not are_usable():
+            # The mode has changed since.
+            self.use_kernels(False)
         input_ids = args[0] if args else kwargs.get("input_ids")
         inputs_embeds = args[5] if len(args) > 5 else kwargs.get("inputs_embeds")
         if (input_ids is None) == (inputs_embeds is None):

@@ -123,7 +123,7 @@ def test_without_pytorch_ours_is_timed(tmp_path, capsys, monkeypatch):
     assert row["theirs"] is row["ratio"] is None
     assert row["ours"] > 0
     assert row["our_side"]["memory_mib"] > row["our_side"]["import_mib"] > 0
-    assert "MatMul" in {item["op"] for item in row["our_side"]["profile"]}
+    assert {"MatMul", "Custom"} & {item["op"] for item in row["our_side"]["profile"]}
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 

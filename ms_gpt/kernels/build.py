@@ -36,10 +36,14 @@ _FAILURES = (_UnusableError, OSError, ValueError, RuntimeError)
 
 
 def are_usable() -> bool:
-    """Tell whether models of this process use the kernels: the device is the CPU, and they were not turned off."""
+    """Tell whether models use the kernels now: in graphs, on the CPU, if they were not turned off.
+
+    Op by op they are not used, as MindSpore then takes up the gradient of an earlier call with other constants.
+    """
     import mindspore as ms
 
-    return ms.get_context("device_target") == "CPU" and library() is not None
+    is_graph = ms.get_context("mode") == ms.GRAPH_MODE
+    return is_graph and ms.get_context("device_target") == "CPU" and library() is not None
 
 
 def library() -> Path | None:

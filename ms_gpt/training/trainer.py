@@ -117,9 +117,9 @@ class Trainer:
                             "GPTForSequenceClassification or a GPTLMHeadModel")
         if self.runtime.dtype != "float32":
             model.set_compute_dtype(self.runtime.dtype)
-        elif model.uses_kernels and not are_usable():
-            # The model was made before the device was chosen.
-            model.use_kernels(False)
+        elif model.uses_kernels != are_usable():
+            # The model was made before device and mode were chosen.
+            model.use_kernels(are_usable())
         if self.args.flash_attention:
             model.set_flash_attention(True)
             if model.config.attn_pdrop > 0:
