@@ -22,6 +22,7 @@ from mindspore import Tensor, nn, ops
 from ms_gpt.checkpoint.atomic import explain_os_errors, make_folder, replace_file
 from ms_gpt.errors import UserError
 from ms_gpt.heads import GPTForSequenceClassification, GPTLMHeadModel
+from ms_gpt.kernels import are_usable
 from ms_gpt.pretrained import GPTPreTrainedModel
 
 SUFFIX = ".mindir"
@@ -135,7 +136,7 @@ def export_mindir(model: GPTPreTrainedModel, path: str | Path, batch_size: int =
         raise UserError(too_large) from None
     finally:
         model.set_train(was_training)
-        model.use_kernels(used_kernels)
+        model.use_kernels(used_kernels and are_usable())
     inputs = [_described(name, (batch_size, length), ms.int32) for name in ("input_ids", "attention_mask")]
     outputs = [_described("logits", logits.shape, logits.dtype)]
     return ExportReport(target, files, batch_size, length, inputs, outputs, difference)
