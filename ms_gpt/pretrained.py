@@ -132,7 +132,7 @@ class GPTPreTrainedModel(CachedGraph):
                 cell.to_float(_DTYPES[dtype])
         if dtype == "float32":
             self.set_flash_attention(False)
-        self.use_kernels(dtype == "float32" and self.uses_kernels)
+        self.use_kernels(dtype == "float32" and self.uses_kernels and are_usable())
 
     def set_flash_attention(self, enabled: bool) -> None:
         """Use Ascend's fused attention, ``mindspore.ops.flash_attention_score``, wherever it can be used.
