@@ -29,9 +29,8 @@ from mindspore.nn.cell import _cell_graph_executor
 from ms_gpt.checkpoint.atomic import replace_file
 from ms_gpt.errors import UserError
 from ms_gpt.graph_key import UnknownPartError, graph_key, signature
-from ms_gpt.runtime import cache_dir
+from ms_gpt.runtime import cache_dir, is_switched_off
 
-_OFF = {"off", "0", "no", "false", "none"}
 _SUFFIX = ".graph"
 _HASH_BYTES = 32
 # A graph of 12 layers has 2 MB. Beyond the limit the graphs that were not used for the longest time go.
@@ -131,9 +130,9 @@ _stage: _Stage | None = None
 
 def _folder() -> Path | None:
     """Return the folder of the cache, or ``None`` where it is off."""
-    chosen = os.environ.get("MS_GPT_COMPILE_CACHE", "")
-    if chosen.lower() in _OFF:
+    if is_switched_off("MS_GPT_COMPILE_CACHE"):
         return None
+    chosen = os.environ.get("MS_GPT_COMPILE_CACHE", "")
     return Path(chosen).expanduser().absolute() if chosen else cache_dir() / "graphs"
 
 

@@ -22,7 +22,6 @@ from mindspore import Tensor, nn, ops
 from ms_gpt.checkpoint.atomic import explain_os_errors, make_folder, replace_file
 from ms_gpt.errors import UserError
 from ms_gpt.heads import GPTForSequenceClassification, GPTLMHeadModel
-from ms_gpt.kernels import are_usable
 from ms_gpt.pretrained import GPTPreTrainedModel
 
 SUFFIX = ".mindir"
@@ -123,10 +122,10 @@ def export_mindir(model: GPTPreTrainedModel, path: str | Path, batch_size: int =
     too_large = f"batch_size={batch_size} by length={length} is more than this machine can hold: take fewer rows"
     if batch_size * length >= 2**31:
         raise UserError(too_large)
-    was_training, used_kernels = model.training, model.uses_kernels
+    was_training, wanted_kernels = model.training, model.wants_kernels
     model.set_train(False)
     # A kernel of this machine's would run on no other.
-    model.use_kernels(False)
+    model.want_kernels(False)
     try:
         with explain_os_errors(target), _workspace(target) as folder:
             graph = _write(_Exported(model), folder, _free_prefix(target), (batch_size, length))
@@ -136,7 +135,7 @@ def export_mindir(model: GPTPreTrainedModel, path: str | Path, batch_size: int =
         raise UserError(too_large) from None
     finally:
         model.set_train(was_training)
-        model.use_kernels(used_kernels and are_usable())
+        model.want_kernels(wanted_kernels)
     inputs = [_described(name, (batch_size, length), ms.int32) for name in ("input_ids", "attention_mask")]
     outputs = [_described("logits", logits.shape, logits.dtype)]
     return ExportReport(target, files, batch_size, length, inputs, outputs, difference)

@@ -131,7 +131,7 @@ class Add(nn.Cell):
         self.kernel = None
 
     def set_kernels(self, are_used: bool) -> None:
-        """Compute with the fused CPU kernel: MindSpore's needs longer to start than a decoding step has time for."""
+        """Compute with the fused CPU kernel: MindSpore's may take half a millisecond to start."""
         self.kernel = kernel("add") if are_used else None
 
     def construct(self, x: Tensor, y: Tensor) -> Tensor:

@@ -42,13 +42,11 @@ class GPTPreTrainedModel(CachedGraph):
         super().__init__()
         self.config = config
         self.compute_dtype = ms.float32
-        self.uses_kernels = False
+        self.wants_kernels, self.uses_kernels = True, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, the inputs checked beforehand: a compiler would report a mistake in forty lines."""
-        if self.uses_kernels and not are_usable():
-            # The mode has changed since.
-            self.use_kernels(False)
+        self.match_kernels()
         input_ids = args[0] if args else kwargs.get("input_ids")
         inputs_embeds = args[5] if len(args) > 5 else kwargs.get("inputs_embeds")
         if (input_ids is None) == (inputs_embeds is None):
@@ -70,8 +68,7 @@ class GPTPreTrainedModel(CachedGraph):
                 cell.set_site(name.removeprefix("transformer."))
         if self._random_init:
             self.init_weights()
-        if are_usable():
-            self.use_kernels(True)
+        self.match_kernels()
 
     def init_weights(self) -> None:
         """Draw the weights of this model that are not the inner ``GPTModel``'s.
@@ -132,7 +129,8 @@ class GPTPreTrainedModel(CachedGraph):
                 cell.to_float(_DTYPES[dtype])
         if dtype == "float32":
             self.set_flash_attention(False)
-        self.use_kernels(dtype == "float32" and self.uses_kernels and are_usable())
+        self.match_kernels()
+        self.forget_graphs()
 
     def set_flash_attention(self, enabled: bool) -> None:
         """Use Ascend's fused attention, ``mindspore.ops.flash_attention_score``, wherever it can be used.
@@ -176,6 +174,20 @@ class GPTPreTrainedModel(CachedGraph):
             raise UserError(f"there are no CPU kernels to use: {status()}")
         if are_used and self.compute_dtype != ms.float32:
             raise UserError("the CPU kernels compute in float32: call set_compute_dtype('float32') first")
+        self.want_kernels(are_used)
+
+    def want_kernels(self, are_wanted: bool) -> None:
+        """Use the kernels whenever they can be used, or never."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, GPTPreTrainedModel):
+                cell.wants_kernels = are_wanted
+        self.match_kernels()
+
+    def match_kernels(self) -> None:
+        """Use the kernels if they are wanted and can be used now: device, mode or dtype may have changed."""
+        are_used = self.wants_kernels and self.compute_dtype == ms.float32 and are_usable()
+        if are_used == self.uses_kernels:
+            return
         for _, cell in self.cells_and_names():
             if hasattr(cell, "set_kernels"):
                 cell.set_kernels(are_used)

@@ -127,6 +127,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MS_GPT_CACHE") or Path.home() / ".cache" / "ms_gpt").expanduser()
 
 
+def is_switched_off(variable: str) -> bool:
+    """Tell whether an environment variable turns something off: ``off``, ``0``, ``no``, ``false`` or ``none``.
+
+    Args:
+        variable: Its name.
+    """
+    return os.environ.get(variable, "").lower() in ("off", "0", "no", "false", "none")
+
+
 def cpu_count() -> int:
     """Return the number of CPU cores this process may use."""
     with contextlib.suppress(AttributeError):

@@ -53,17 +53,22 @@ def graphs():
     return [path.name for path in folder.iterdir()] if folder.exists() else []
 
 
-def main(names):
-    runtime.setup("cpu", "graph")
-    loaded = []
+def noting_take(loaded):
+    """The stage's ``take``, which also notes whether the graph was loaded."""
     original = compile_cache._Stage.take
 
-    def noting(self, is_laid):
+    def take(self, is_laid):
         content = original(self, is_laid)
         loaded.append(content is None)
         return content
 
-    compile_cache._Stage.take = noting
+    return take
+
+
+def main(names):
+    runtime.setup("cpu", "graph")
+    loaded = []
+    compile_cache._Stage.take = noting_take(loaded)
     found = {}
     for name in names:
         before, files = len(loaded), set(graphs())

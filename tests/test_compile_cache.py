@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compile_cache_child import VARIANTS, batch, language_model, train_step
+from compile_cache_child import VARIANTS, batch, language_model, noting_take, train_step
 from mindspore import Tensor
 
 from ms_gpt import GPTLMHeadModel, compile_cache, layers
@@ -162,14 +162,7 @@ def cache(tmp_path, monkeypatch, graph_mode):
 def takes(monkeypatch):
     """Whether each graph that was compiled with the cache switched on was loaded."""
     loaded = []
-    original = compile_cache._Stage.take
-
-    def noting(self, is_laid):
-        content = original(self, is_laid)
-        loaded.append(content is None)
-        return content
-
-    monkeypatch.setattr(compile_cache._Stage, "take", noting)
+    monkeypatch.setattr(compile_cache._Stage, "take", noting_take(loaded))
     return loaded
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
-from ms_gpt import GPTConfig, GPTLMHeadModel, kernels, runtime
+from ms_gpt import GPTConfig, GPTLMHeadModel, GPTModel, UserError, kernels, runtime
 from ms_gpt.export import export_mindir
 from ms_gpt.layers import Activation, Conv1D, Dropout, LayerNorm, attention_bias, cross_entropy
 from ms_gpt.model import Attention
@@ -267,6 +267,46 @@ def test_a_run_repeats_bit_by_bit(graph_mode):
         np.testing.assert_array_equal(first, second)
 
 
+def test_they_follow_mode_and_dtype_unless_they_are_not_wanted():
+    model = GPTLMHeadModel(GPTConfig(11, 8, n_layer=1, n_head=1, n_embd=8))
+    ids = Tensor(np.ones((1, 4), np.int32))
+    graph = model(ids)[0].asnumpy()
+    assert model.uses_kernels
+    runtime.setup("cpu", "pynative")
+    np.testing.assert_allclose(model(ids)[0].asnumpy(), graph, rtol=0, atol=1e-5)
+    assert not model.uses_kernels
+    assert not model.transformer.uses_kernels
+    with pytest.raises(UserError, match="no CPU kernels"):
+        model.use_kernels(True)
+    runtime.setup("cpu", "graph")
+    model(ids)
+    assert model.uses_kernels
+    model.set_compute_dtype("float16")
+    assert not model.uses_kernels
+    with pytest.raises(UserError, match="float32"):
+        model.use_kernels(True)
+    model.set_compute_dtype("float32")
+    assert model.uses_kernels
+    model.use_kernels(False)
+    model(ids)
+    assert not model.uses_kernels
+
+
+def test_what_a_kernel_would_misread_is_refused():
+    model = GPTModel(GPTConfig(11, 8, n_layer=1, n_head=1, n_embd=8))
+    ids = Tensor(np.ones((4, 6), np.int32))
+    with pytest.raises(ValueError, match="does not fit"):
+        model(ids, Tensor(np.ones((2, 6), np.int32)))
+    embeds = np.random.default_rng(0).standard_normal((1, 4, 8))
+    found = [model(inputs_embeds=Tensor(embeds.astype(dtype)))[0].asnumpy() for dtype in (np.float64, np.float32)]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-6)
+    with pytest.raises(TypeError, match="float32"):
+        kernels.kernel("gelu")(Tensor(embeds))
+    scoring = Scoring()
+    scoring.set_kernels(True)
+    assert np.isnan(scoring(normal(2, 40), Tensor([1, 40], ms.int32))[0].asnumpy())
+
+
 def probe(tmp_path, code="", **environment):
     """Ask a fresh process for the kernels; return what it says on stdout and on stderr."""
     script = f"{code}\nfrom ms_gpt.kernels import library, status\nprint(library() is not None)\nprint(status())\n"
@@ -284,19 +324,15 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
     assert status.startswith("off")
 
 
-def test_a_broken_compiler_is_done_without(tmp_path):
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho 'x.cpp:1: error: it is broken' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    (is_there, _), notices = probe(tmp_path, CXX=str(broken))
+@pytest.mark.parametrize(("script", "reason"), [
+    ("echo 'x.cpp:1: error: it is broken' >&2; exit 1", "it is broken"), ("exit 0", "does not load")])
+def test_a_broken_compiler_is_done_without(tmp_path, script, reason):
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    (is_there, _), notices = probe(tmp_path, CXX=str(compiler))
     assert (is_there, len(notices)) == ("False", 1)
-    assert "it is broken" in notices[0]
-    liar = tmp_path / "liar"
-    liar.write_text("#!/bin/sh\nexit 0\n")
-    liar.chmod(0o755)
-    (is_there, _), notices = probe(tmp_path, CXX=str(liar))
-    assert (is_there, len(notices)) == ("False", 1)
-    assert "does not load" in notices[0]
+    assert reason in notices[0]
 
 
 def test_switched_off_they_are_not_built(tmp_path):

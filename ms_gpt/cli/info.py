@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any
 from ms_gpt import __version__
 from ms_gpt.cli.options import Options
 from ms_gpt.console import Console
+from ms_gpt.kernels.build import compiler_command
 from ms_gpt.runtime import cpu_count
 
 HELP = "show versions, devices and known problems of this machine"
@@ -91,12 +92,10 @@ def installed_version(package: str) -> str | None:
 
 def find_compiler() -> str | None:
     """Return the first line of the C++ compiler's ``--version``, or ``None`` where there is no compiler."""
-    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
-        path = shutil.which(name)
-        if path:
-            done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-            if done.returncode == 0 and done.stdout:
-                return done.stdout.splitlines()[0]
+    with contextlib.suppress(OSError, ValueError):
+        done = subprocess.run([*(compiler_command() or ()), "--version"], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout:
+            return done.stdout.splitlines()[0]
     return None
 
 

@@ -5,7 +5,7 @@
 | ``linear`` | MatMul, BiasAdd, BiasAddGrad | ``layers.Conv1D`` |
 | ``project`` | MatMul with the second matrix transposed | ``heads``: logits over the vocabulary |
 | ``gelu`` | Sigmoid and products | ``layers.Activation`` |
-| ``add`` | Add | ``layers.Add``: sums of embeddings and residuals |
+| ``add`` | Add | ``layers.Add``: the residual sum behind an MLP |
 | ``layer_norm``, ``add_layer_norm`` | the residual sum, two reductions and their gradient | ``layers.LayerNorm`` |
 | ``dropout`` | the hash, comparison and product | ``layers.Dropout`` |
 | ``attention`` | split, transposes, two BatchMatMul, Softmax, dropout | ``model.Attention`` |

@@ -16,14 +16,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ms_gpt.runtime import cache_dir
+from ms_gpt.runtime import cache_dir, is_switched_off
 
 SOURCES = Path(__file__).parent / "src"
 SWITCH = "MS_GPT_KERNELS"
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
           "-shared", "-fPIC")
 _SECONDS = 300
-_OFF = {"off", "0", "no", "false", "none"}
 _logger = logging.getLogger(__name__)
 
 
@@ -48,24 +47,27 @@ def are_usable() -> bool:
 
 def library() -> Path | None:
     """Return the compiled kernels, compiling them if need be; ``None`` where they are off or cannot be had."""
-    return _library(os.environ.get(SWITCH, "on").lower())
+    return None if is_switched_off(SWITCH) else _library()
 
 
 def status() -> str:
     """Return one line that says whether the kernels are used, and why not."""
-    switch = os.environ.get(SWITCH, "on").lower()
-    if switch in _OFF:
-        return f"off ({SWITCH}={switch})"
+    if is_switched_off(SWITCH):
+        return f"off ({SWITCH}={os.environ[SWITCH]})"
     try:
         return f"on ({_build()})"
     except _FAILURES as reason:
         return f"off ({reason})"
 
 
+def compiler_command() -> list[str] | None:
+    """Return the command of the C++ compiler: ``$CXX``, else what the system has, or ``None``."""
+    found = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    return shlex.split(os.environ.get("CXX", "")) or (found and [found])
+
+
 @functools.cache
-def _library(switch: str) -> Path | None:
-    if switch in _OFF:
-        return None
+def _library() -> Path | None:
     try:
         return _build()
     except _FAILURES as reason:
@@ -81,9 +83,8 @@ def _build() -> Path:
         _UnusableError: There is no compiler or no oneDNN, or what they make does not load. Others of ``_FAILURES``: for
             what the system refuses.
     """
-    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    compiler = shlex.split(os.environ.get("CXX", "")) or [found]
-    if compiler == [None]:
+    compiler = compiler_command()
+    if compiler is None:
         raise _UnusableError("no C++ compiler was found; install g++")
     onednn = _onednn()
     sources = sorted(SOURCES.iterdir())

@@ -78,10 +78,11 @@ def _add() -> ops.Custom:
 
 
 def _dropout() -> ops.Custom:
-    again = _custom("dropout", lambda x, key, constants, scale: x, integers=(1, 2))
+    gradient = _custom("dropout_grad", lambda x, key, constants, scale: x, integers=(1, 2))
 
     def bprop(x, key, constants, scale, out, dout):
-        return again(dout, key, constants, scale), ops.zeros_like(key), ops.zeros_like(constants), ops.zeros_like(scale)
+        return (gradient(dout, key, constants, scale), ops.zeros_like(key), ops.zeros_like(constants),
+                ops.zeros_like(scale))
 
     return _custom("dropout", lambda x, key, constants, scale: x, bprop=bprop, integers=(1, 2))
 

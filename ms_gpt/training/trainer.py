@@ -21,7 +21,6 @@ from ms_gpt.data.encode import Encoded, encode_rows
 from ms_gpt.data.splits import check_labels
 from ms_gpt.errors import UserError
 from ms_gpt.heads import GPTForSequenceClassification, GPTLMHeadModel
-from ms_gpt.kernels import are_usable
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.callbacks import EvaluateAndSave, MetricsLog, Progress, default_console
@@ -117,9 +116,7 @@ class Trainer:
                             "GPTForSequenceClassification or a GPTLMHeadModel")
         if self.runtime.dtype != "float32":
             model.set_compute_dtype(self.runtime.dtype)
-        elif model.uses_kernels != are_usable():
-            # The model was made before device and mode were chosen.
-            model.use_kernels(are_usable())
+        model.match_kernels()
         if self.args.flash_attention:
             model.set_flash_attention(True)
             if model.config.attn_pdrop > 0:

@@ -3,7 +3,7 @@
 
 using namespace ms_gpt;
 
-// step (), learning rate (), settings (5): beta1, beta2, epsilon, largest norm (0: none), unused; decay (P);
+// step (), learning rate (), settings (4): beta1, beta2, epsilon, largest norm (0: none); decay (P);
 // then P parameters, P first moments, P second moments and P gradients -> the gradients' norm ()
 KERNEL(adamw) {
   const float step = static_cast<float>(INTS(0)[0] + 1), rate = FLOATS(1)[0];

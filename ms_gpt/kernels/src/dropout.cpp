@@ -3,12 +3,9 @@
 
 using namespace ms_gpt;
 
-// x (R, C), key (), constants (2): salt and threshold, scale (1) -> y (R, C)
-KERNEL(dropout) {
-  const float *x = FLOATS(0);
-  float *y = FLOATS(4);
-  const int64_t columns = shapes[0][ndims[0] - 1], rows = size_of(shapes[0], ndims[0]) / columns;
-  const DropoutMask mask(INTS(1)[0], INTS(2), FLOATS(3)[0], rows, columns);
+namespace {
+
+void drop(int64_t rows, int64_t columns, const float *x, const DropoutMask &mask, float *y) {
 #pragma omp parallel for schedule(static) if (rows * columns > kSmall)
   for (int64_t i = 0; i < rows; ++i) {
     const DropoutRow factor = mask.row(i);
@@ -17,5 +14,16 @@ KERNEL(dropout) {
 #pragma omp simd
     for (int64_t j = 0; j < columns; ++j) to[j] = from[j] * factor(j);
   }
+}
+
+}  // namespace
+
+// x (R, C), key (), constants (2): salt and threshold, scale (1) -> y (R, C)
+KERNEL(dropout) {
+  const int64_t columns = shapes[0][ndims[0] - 1], rows = size_of(shapes[0], ndims[0]) / columns;
+  drop(rows, columns, FLOATS(0), DropoutMask(INTS(1)[0], INTS(2), FLOATS(3)[0], rows, columns), FLOATS(4));
   return 0;
 }
+
+// dy (R, C), key, constants, scale -> dx (R, C)
+KERNEL(dropout_grad) { return dropout(count, params, ndims, shapes, nullptr, nullptr, nullptr); }
