@@ -83,10 +83,10 @@ class AdamW(nn.Cell):
             float32 scalar Tensor, the norm before clipping.
         """
         settings = Tensor([self.beta1, self.beta2, self.epsilon, max_grad_norm], ms.float32)
-        norm = self.kernel(self.step, learning_rate, settings, self.decay_tensor, *self.parameters, *self.moment1,
+        norm = self.kernel(self.step + 0, learning_rate, settings, self.decay_tensor, *self.parameters, *self.moment1,
                            *self.moment2, *gradients)
-        norm = ops.depend(norm, ops.assign_add(self.step, Tensor(1, ms.int32)))
-        return norm.reshape(())
+        counted = ops.assign_add(self.step, ops.depend(Tensor(1, ms.int32), norm))
+        return ops.depend(norm, counted).reshape(())
 
     def construct(self, gradients: tuple, learning_rate: Tensor, scale: Tensor | None = None,
                   applies: Tensor | None = None) -> Tensor:
