@@ -302,7 +302,9 @@ def attention_bias(length: int, attention_mask: Tensor | None, window_size: int 
     if attention_mask is not None:
         allowed = ops.logical_and(allowed, (attention_mask != 0).reshape((-1, 1, 1, length)))
     zero, lowest = Tensor(0.0, ms.float32), Tensor(float(np.finfo(np.float32).min), ms.float32)
-    return ops.where(allowed, zero, lowest)
+    bias = ops.where(allowed, zero, lowest)
+    # MindSpore 2.7.0 folds a constant of one number into a scalar.
+    return bias.reshape((-1, 1, 1, 1)) if length == 1 else bias
 
 
 def last_token_index(is_real: Tensor) -> Tensor:
