@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from gradient_helpers import OutputsAndGradients, assert_same_gradients, difference
 from mindspore import Tensor
-from model_helpers import random_model
 
 from ms_gpt import AutoModel, GPTConfig, GPTForSequenceClassification, GPTLMHeadModel, checkpoint, cli
 from ms_gpt.data import load_dataset
@@ -48,12 +47,21 @@ def make_batch(architecture: str) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def random_model(model_class, config: GPTConfig):
+    """A model with weights of a trained model's size: larger ones would magnify rounding."""
+    rng = np.random.default_rng(0)
+    model = model_class(config)
+    for name, parameter in model.weights().items():
+        spread = config.n_embd ** -0.5 if parameter.ndim > 1 else 0.2
+        parameter.set_data(Tensor(spread * rng.standard_normal(parameter.shape) + name.endswith("gamma"), ms.float32))
+    return model
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Folders that we saved, with what MindNLP computes from them."""
     top = tmp_path_factory.mktemp("saved")
     for architecture, (model_class, family) in CASES.items():
-        # Dropout is off in evaluation; the heads of GPT-1 and GPT-2 differ in none of these sizes.
         model = random_model(model_class, GPTConfig(**SIZES, model_type=family, num_labels=3))
         model.save_pretrained(top / architecture)
         np.savez(top / architecture / "batch.npz", **make_batch(architecture))
