@@ -1,4 +1,4 @@
-"""Test sessions: tests, parity, slow, fuzz, lint, and every pair of Python and MindSpore."""
+"""Test sessions: tests, parity, slow, fuzz, lint, MindNLP, and every pair of Python and MindSpore."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -42,6 +42,19 @@ def slow(session):
 def fuzz(session):
     session.install("-r", "requirements.txt")
     session.run("python", "tests/fuzz_checkpoints.py", *(session.posargs or ["--count", "20000"]))
+
+
+@nox.session(python="3.11")
+def mindnlp(session):
+    """Compare with MindNLP 0.5.1 in the environment that its users make, and with files of 0.1.1."""
+    session.install("--no-deps", "-r", "requirements-mindnlp.txt")
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    ours = ("rich", "matplotlib", "PyYAML", *project["optional-dependencies"]["test"])
+    session.install(*(line for line in ours if not line.startswith(("scikit-learn", "ruff"))))
+    old = Path(session.create_tmp()) / "mindnlp-0.1"
+    session.install("--no-deps", "--target", str(old), "--upgrade", "mindnlp==0.1.1")
+    session.run("python", "-m", "pytest", "-m", "mindnlp", "tests/test_mindnlp.py", *session.posargs,
+                env={"MINDNLP_01": str(old)})
 
 
 def with_mindspore(version):
