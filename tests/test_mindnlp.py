@@ -48,11 +48,14 @@ def make_batch(architecture: str) -> dict[str, np.ndarray]:
 
 
 def random_model(model_class, config: GPTConfig):
-    """A model with weights of a trained model's size: larger ones would magnify rounding."""
+    """A model with products of the size that GPT-1 and GPT-2 start with, 0.02 at a width of 768, and no neutral bias.
+
+    Larger ones show MindNLP's rounding: its logits are ten times as far from those in float64 as ours.
+    """
     rng = np.random.default_rng(0)
     model = model_class(config)
     for name, parameter in model.weights().items():
-        spread = config.n_embd ** -0.5 if parameter.ndim > 1 else 0.2
+        spread = 0.02 * (768 / config.n_embd) ** 0.5 if parameter.ndim > 1 else 0.1
         parameter.set_data(Tensor(spread * rng.standard_normal(parameter.shape) + name.endswith("gamma"), ms.float32))
     return model
 
@@ -81,7 +84,13 @@ def test_a_folder_that_we_saved_gives_the_same_in_mindnlp(folders, architecture,
     assert difference(outputs[1].asnumpy()[real], theirs.pop("outputs.logits")[real]) <= 1e-5
     assert difference(loss.asnumpy(), theirs.pop("outputs.loss")) <= 1e-5
     ours = {name: gradient.asnumpy() for name, gradient in zip(model.weights(), gradients, strict=True)}
-    assert_same_gradients(ours, {checkpoint.our_name(name): gradient for name, gradient in theirs.items()})
+    theirs = {checkpoint.our_name(name): gradient for name, gradient in theirs.items()}
+    if architecture.startswith("GPT2"):
+        # MindNLP 0.5.1 loses this gradient, so that GPT-2's positions do not learn there. PyTorch has it, as we do.
+        lost = "transformer.positions_embed.embedding_table"
+        assert not theirs.pop(lost).any()
+        assert ours.pop(lost).any()
+    assert_same_gradients(ours, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +107,8 @@ def test_a_ckpt_of_mindnlp_01_gives_the_same_here(old_files, name, tmp_path, gra
     weights = {key: value.asnumpy() for key, value in ms.load_checkpoint(str(old_files / f"{name}.ckpt")).items()}
     model = AutoModel.from_pretrained(tmp_path / name)
     assert isinstance(model, GPTLMHeadModel)
-    matched = {key: value for key, value in weights.items() if not key.endswith("attn.bias")}
-    assert len(model.weights()) in (len(matched), len(matched) - 1)  # the head may be tied to the embedding
+    assert not model.config.tie_word_embeddings
+    np.testing.assert_array_equal(model.weights()["lm_head.weight"].asnumpy(), weights["lm_head.weight"])
     expected = np.load(old_files / f"{name}.npz")
     logits = model(Tensor(expected["input_ids"]))[0].asnumpy()
     assert difference(logits, expected["logits"]) <= 1e-5

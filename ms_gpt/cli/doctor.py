@@ -17,7 +17,9 @@ PINNED = "2.10.0"
 NUMPY = "numpy>=1.25,<2"
 # CANN versions that each MindSpore accepts: AscendEnvChecker in its run_check/_check_version.py.
 CANN = {
-    "2.7.0": ("8.1", "8.2"),
+    "2.7.0": ("7.7", "7.8", "8.2"),
+    "2.8.0": ("8.2", "8.3", "8.5"),
+    "2.9.0": ("8.2", "8.3", "8.5", "9.0"),
     "2.10.0": ("8.2", "8.3", "8.5", "9.0", "9.1"),
 }
 CUDA_PACKAGES = ("nvidia-cuda-runtime-cu11", "nvidia-cuda-nvrtc-cu11", "nvidia-cublas-cu11", "nvidia-cudnn-cu11==8.*",

@@ -22,9 +22,9 @@ PROBE_SECONDS = 120
 COMPILER_SECONDS = 60
 # What the kernels need of a compiler, in three lines.
 _TRIAL = "#include <omp.h>\n#include <vector>\nint trial() { return std::vector<int>(omp_get_max_threads()).size(); }\n"
-# What MindSpore's GPU plug-in is linked with; the names are those of CUDA 11 and cuDNN 8.
+# What MindSpore's plug-in for CUDA 11.6 is linked with.
 CUDA_LIBRARIES = ("libcudart.so.11.0", "libcublas.so.11", "libcudnn.so.8", "libcufft.so.10", "libcurand.so.10",
-                  "libcusolver.so.11", "libcusparse.so.11")
+                  "libcusolver.so.11", "libcusparse.so.11", "libnvrtc.so.11.2")
 _CANN_FOLDERS = ("usr/local/Ascend/cann", "usr/local/Ascend/ascend-toolkit")
 
 
