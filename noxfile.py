@@ -1,8 +1,17 @@
-"""Test sessions: tests, parity, slow, fuzz, lint, and the oldest supported MindSpore."""
+"""Test sessions: tests, parity, slow, fuzz, lint, MindNLP, and every pair of Python and MindSpore."""
+
+from pathlib import Path
+from xml.etree import ElementTree
 
 import nox
 
 nox.options.sessions = ["lint", "tests"]
+
+EVERYWHERE = "not parity and not slow and not mindnlp"
+# The pairs that have a wheel on the package index.
+PAIRS = [(python, mindspore) for mindspore in ("2.7.0", "2.7.2", "2.8.0", "2.9.0", "2.10.0")
+         for python in ("3.10", "3.11", "3.12") if (python, mindspore) != ("3.12", "2.7.0")]
+MATRIX_RESULTS = Path("runs/matrix")
 
 
 @nox.session
@@ -35,9 +44,46 @@ def fuzz(session):
     session.run("python", "tests/fuzz_checkpoints.py", *(session.posargs or ["--count", "20000"]))
 
 
-@nox.session(name="mindspore-2.7.0", python=["3.10", "3.11"])
-def mindspore_270(session):
-    requirements = nox.project.load_toml("pyproject.toml")["project"]
-    needed = [line for line in requirements["dependencies"] if not line.startswith("mindspore")]
-    session.install("mindspore==2.7.0", *needed, *requirements["optional-dependencies"]["test"])
-    session.run("python", "-m", "pytest", *session.posargs)
+@nox.session(python="3.11")
+def mindnlp(session):
+    """Compare with MindNLP 0.5.1 in the environment that its users make, and with files of 0.1.1."""
+    session.install("--no-deps", "-r", "requirements-mindnlp.txt")
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    ours = ("rich", "matplotlib", "PyYAML", *project["optional-dependencies"]["test"])
+    session.install(*(line for line in ours if not line.startswith(("scikit-learn", "ruff"))))
+    old = Path(session.create_tmp()) / "mindnlp-0.1"
+    session.install("--no-deps", "--target", str(old), "--upgrade", "mindnlp==0.1.1")
+    session.run("python", "-m", "pytest", "-m", "mindnlp", "tests/test_mindnlp.py", *session.posargs,
+                env={"MINDNLP_01": str(old)})
+
+
+def with_mindspore(version):
+    """What the library and its tests need, with one MindSpore."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    needed = [line for line in project["dependencies"] if not line.startswith("mindspore")]
+    return [f"mindspore=={version}", *needed, *project["optional-dependencies"]["test"]]
+
+
+@nox.session
+@nox.parametrize("python,mindspore", PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def matrix(session, mindspore):
+    """Run what depends on MindSpore; ``-- -m "not parity and not slow and not mindnlp"`` runs all, as tests does."""
+    session.install(*with_mindspore(mindspore))
+    session.run("python", "-m", "pytest", "-m", f"{EVERYWHERE} and not without_mindspore",
+                f"--junitxml={MATRIX_RESULTS / f'{session.python}-{mindspore}.xml'}", *session.posargs)
+
+
+@nox.session(name="matrix-table", python=False)
+def matrix_table(session):
+    """Print the results that the matrix has left, as a table of a README."""
+    rows = ["| Python | MindSpore | date | passed | failed | skipped |", "|---|---|---|---|---|---|"]
+    for python, mindspore in PAIRS:
+        file = MATRIX_RESULTS / f"{python}-{mindspore}.xml"
+        if not file.is_file():
+            rows.append(f"| {python} | {mindspore} | not run | | | |")
+            continue
+        suite = ElementTree.parse(file).getroot().find("testsuite")
+        total, failures, errors, skipped = (int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped"))
+        passed, date = total - failures - errors - skipped, suite.get("timestamp")[:10]
+        rows.append(f"| {python} | {mindspore} | {date} | {passed} | {failures + errors} | {skipped} |")
+    print("\n".join(rows))  # noqa: T201

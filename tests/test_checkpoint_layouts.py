@@ -264,6 +264,22 @@ class TestNames:
         first = arrays["transformer.h.0.ln_1.gamma"]
         np.testing.assert_array_equal(model.weights()["transformer.h.0.ln_1.gamma"].asnumpy(), first)
 
+    @pytest.mark.parametrize("family", ["openai-gpt", "gpt2"])
+    def test_the_names_of_mindnlp_01(self, tmp_path, family):
+        config, arrays = make_folder(tmp_path / "m", family)
+        blocks = "block_list." if family == "openai-gpt" else "h."
+        theirs = {}
+        for name, array in arrays.items():
+            if ".c_" in name:
+                name = name.replace(".weight", ".gamma").replace(".bias", ".beta")
+            theirs["network." + name.replace(".h.", f".{blocks}")] = array
+        masks = {f"network.transformer.{blocks}0.attn.bias": np.ones((1, 1, 8, 8), np.int32),
+                 "network.transformer.position_ids": np.arange(8)}
+        checkpoint.write_safetensors(tmp_path / "w.safetensors", {**theirs, **masks})
+        report = checkpoint.convert(tmp_path / "w.safetensors", tmp_path / "ours", n_head=2)
+        assert bits_of(tmp_path / "ours") == bits_of(tmp_path / "m")
+        assert set(theirs) == {row.source for row in report.rows}
+
 
 class TestOpenAI:
     def release(self, folder: Path, squeezed: bool, files: int = 3):

@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from ms_gpt import cli
-from ms_gpt.cli.info import known_problems
 from ms_gpt.cli.options import Options, RuntimeOptions, option, read_config
 from ms_gpt.errors import UserError
 
@@ -308,41 +307,6 @@ sys.exit(cli.main(["fake"]))
         child.stdout.close()
         assert child.stderr.read() == b""
         assert child.wait() == 0
-
-
-def test_info_works_without_mindspore(tmp_path):
-    (tmp_path / "mindspore.py").write_text("raise ImportError('libgomp is missing')")
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from ms_gpt.cli import main;"
-            "sys.exit(main(['info', '--json']))")
-    done = in_child("-c", code, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert facts["devices"] == {"cpu": False, "gpu": False, "ascend": False}
-    assert facts["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
-    assert any("libgomp is missing" in item["problem"] for item in facts["problems"])
-
-
-GOOD = {"mindspore": "2.10.0", "numpy": "1.26.4", "tokenizers": "0.22", "safetensors": "0.6", "rich": "14.0",
-        "matplotlib": "3.10", "PyYAML": "6.0", "ftfy": "6.3", "mindnlp": None}
-
-
-@pytest.mark.parametrize(("python", "changes", "compiler", "problem", "fix"), [
-    ((3, 11), {}, "g++", None, None),
-    ((3, 11), {"mindspore": "2.7.0", "mindnlp": "0.5.1"}, "g++", None, None),
-    ((3, 11), {"numpy": "2.1.0"}, "g++", "numpy 2.1.0", 'install "numpy>=1.25,<2"'),
-    ((3, 13), {"mindspore": None}, "g++", "Python 3.13", "python=3.11"),
-    ((3, 11), {"mindspore": None}, "g++", "not installed: mindspore", 'install "mindspore==2.10.0"'),
-    ((3, 11), {"mindspore": "2.2.14"}, "g++", "outside 2.7 to 2.10", "mindspore==2.10.0"),
-    ((3, 11), {"mindnlp": "0.5.1"}, "g++", "mindnlp 0.5.1 needs MindSpore 2.7.0", "uninstall mindnlp"),
-    ((3, 11), {}, None, "no C++ compiler", "g++"),
-])
-def test_known_bad_combinations(python, changes, compiler, problem, fix):
-    found = known_problems(python, {**GOOD, **changes}, compiler)
-    if problem is None:
-        assert found == []
-    else:
-        assert problem in found[0]["problem"]
-        assert fix in found[0]["fix"]
 
 
 def test_places_on_the_command_line(verb, capsys):

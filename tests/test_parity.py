@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from gradient_helpers import assert_same_gradients
 from parity_helpers import (
     SIZES,
-    assert_same_gradients,
     assert_same_outputs,
     hf_model,
     make_batch,

@@ -36,6 +36,24 @@ _NORM_LEAVES = {"gamma": "weight", "beta": "bias"}
 _NORM_TO_DISK = re.compile(r"(?P<path>(?:.*\.)?ln_[12f])\.(?P<leaf>gamma|beta)")
 _NORM_TO_MEMORY = re.compile(r"(?P<path>(?:.*\.)?ln_[12f])\.(?P<leaf>weight|bias)")
 _BUFFER = re.compile(r"(?:.*\.)?(?:h\.\d+\.attn\.(?:bias|masked_bias)|position_ids)")
+# MindNLP 0.1, and the lesson's code, name Conv1D's parameters like a LayerNorm's; 0.1 calls GPT-1's blocks block_list.
+_FORMER_CONV = re.compile(r"(?P<path>(?:.*\.)?c_(?:attn|proj|fc))\.(?P<leaf>gamma|beta)")
+_FORMER_BLOCKS = re.compile(r"(?:(?<=\.)|^)block_list\.(?=\d)")
+
+
+def current_name(name: str) -> str:
+    """Translate a name that MindNLP 0.1 gave, such as ``"transformer.block_list.0.attn.c_attn.gamma"``.
+
+    Args:
+        name: Name on disk, with whatever stands in front of it.
+
+    Returns:
+        What later releases, and transformers, call it; a name of theirs comes back unchanged.
+    """
+    conv = _FORMER_CONV.fullmatch(name)
+    if conv:
+        name = f"{conv['path']}.{_NORM_LEAVES[conv['leaf']]}"
+    return _FORMER_BLOCKS.sub("h.", name)
 
 
 def hf_name(name: str, model_type: str) -> str:

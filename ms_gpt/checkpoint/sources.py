@@ -11,7 +11,7 @@ from ms_gpt.checkpoint import foreign
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
 from ms_gpt.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, Content, listing, read_content, read_json
 from ms_gpt.checkpoint.foreign import Layout, Origin
-from ms_gpt.checkpoint.keymap import hf_name, our_name, with_prefix
+from ms_gpt.checkpoint.keymap import current_name, hf_name, our_name, with_prefix
 from ms_gpt.checkpoint.layouts import architecture_name, family_of, head_in, head_of, infer_config, is_tied, wrapper_of
 from ms_gpt.checkpoint.tensors import LazyTensors
 from ms_gpt.config import GPTConfig
@@ -91,9 +91,10 @@ def open_checkpoint(path: str | Path, n_head: int | None = None,
     _check_exists(path)
     content = read_content(path)
     try:
-        wrapper = wrapper_of(content.tensors)
         origins = {name: Origin((name,)) for name in content.tensors}
-        tensors, origins = _renamed(content.tensors, origins, lambda name: name.removeprefix(wrapper))
+        tensors, origins = _renamed(content.tensors, origins, current_name)
+        wrapper = wrapper_of(tensors)
+        tensors, origins = _renamed(tensors, origins, lambda name: name.removeprefix(wrapper))
         _refuse_adapters(tensors)
         layout = _recognise(content, tensors)
         if layout is not None:

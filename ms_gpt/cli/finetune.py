@@ -31,7 +31,8 @@ class FinetuneOptions(TrainingRuntimeOptions):
     """What to train on, what to start from, how.
 
     Args:
-        data: sample, imdb, sst2, or a file or folder of labelled texts (.csv, .tsv, .jsonl, each also .gz or .xz).
+        data: sample, imdb, sst2, or a file or folder of labelled texts (.csv, .tsv, .jsonl, each also .gz or .xz); or
+            mindnlp:NAME, read by MindNLP.
         eval_data: Texts that choose the best epoch, instead of a part of the training data.
         test_data: Texts that are scored once, at the end.
         text_column: Column that holds the text.

@@ -76,7 +76,7 @@ def write_recipe(options: RuntimeOptions) -> None:
 
 def _default_folder(name: str, resume: bool) -> Path:
     """Return ``runs/NAME``, or the next free ``runs/NAME-2`` for a new run."""
-    name = Path(name).name.split(".")[0] or "data"
+    name = Path(name).name.split(".")[0].replace(":", "-") or "data"
     first, number = Path("runs") / name, 2
     folder = first
     while (folder / "recipe.yaml").exists():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ms_gpt.data import from_mindnlp
 from ms_gpt.data.download import ARCHIVES, Progress, fetch
 from ms_gpt.data.formats import read_table, read_text, table_stem
 from ms_gpt.data.labels import encode_labels
@@ -34,7 +35,8 @@ def load_dataset(
         name_or_path: ``"sample"`` (built in), ``"imdb"`` or ``"sst2"`` (from the cache, else downloaded); or the path
             of a .csv, .tsv, .json or .jsonl file (also .gz, .xz), of a folder with such files named ``train*``,
             ``valid*`` or ``dev*``, and ``test*``, of IMDB's own folder ``aclImdb``, or of a folder saved by Hugging
-            Face's ``datasets``; or, where that library is installed, a name on its hub.
+            Face's ``datasets``; or, where that library is installed, a name on its hub; or ``"mindnlp:NAME"``, what
+            MindNLP's loader reads under that name.
         text_column: The column with the texts; else ``text``, ``sentence``, ``review`` or ``content``.
         label_column: The column with the labels; else ``label``, ``labels``, ``sentiment`` or ``target``.
         seed: Seed of the built-in sample.
@@ -54,6 +56,8 @@ def load_dataset(
 
 def _read_parts(name: str, text_column: str | None, label_column: str | None,
                 progress: Progress | None) -> dict[str, Dataset]:
+    if name.startswith(from_mindnlp.PREFIX):
+        return _from_mindnlp(name, text_column, label_column)
     path = fetch(name, progress) if name in ARCHIVES else Path(name).expanduser()
     if path.is_file():
         parts = {_part_of(table_stem(path) or "") or "train": read_table(path)}
@@ -122,6 +126,19 @@ def _read_acl_imdb(folder: Path) -> dict[str, Dataset]:
             columns["label"] += [label] * len(files)
         parts[part] = Dataset(columns, LABEL_NAMES)
     return parts
+
+
+def _from_mindnlp(name: str, text_column: str | None, label_column: str | None) -> dict[str, Dataset]:
+    short = name.removeprefix(from_mindnlp.PREFIX)
+    parts: dict[str, dict[str, list]] = {}
+    for key, columns in from_mindnlp.read(short).items():
+        part = _part_of(key.lower())
+        if part is not None and part not in parts:
+            parts[part] = columns
+    if not parts:
+        raise UserError(f"{name} has no part named train, validation or test")
+    # MindNLP hands over the numbers of the labels, not their names.
+    return _labelled(parts, name, text_column, label_column, LABEL_NAMES if short in ARCHIVES else None)
 
 
 def _from_saved(folder: Path, text_column: str | None, label_column: str | None) -> dict[str, Dataset]:

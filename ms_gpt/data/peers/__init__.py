@@ -1,0 +1,1 @@
+"""Programs that read data with another library, each in a process of its own."""
