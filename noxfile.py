@@ -1,4 +1,6 @@
-"""Test sessions: tests, parity, slow, fuzz, lint, and the oldest supported MindSpore."""
+"""Test sessions: tests, parity, slow, fuzz, tutorials, lint, and the oldest supported MindSpore."""
+
+from pathlib import Path
 
 import nox
 
@@ -33,6 +35,15 @@ def slow(session):
 def fuzz(session):
     session.install("-r", "requirements.txt")
     session.run("python", "tests/fuzz_checkpoints.py", *(session.posargs or ["--count", "20000"]))
+
+
+@nox.session
+def tutorials(session):
+    """Run the notebooks given (default: all), and put their outputs into both languages."""
+    session.install("-r", "requirements.txt", "torch==2.13.0", "transformers>=5")
+    notebooks = session.posargs or sorted(map(str, Path("tutorials").glob("*.ipynb")))
+    session.run("python", "-m", "pytest", "--nbmake", "--nbmake-timeout=900", "--overwrite", "-n", "0", *notebooks)
+    session.run("python", "tutorials/build.py")
 
 
 @nox.session(name="mindspore-2.7.0", python=["3.10", "3.11"])
