@@ -3,7 +3,8 @@
 #
 # We build a GPT out of a dozen short functions, look at the shape of every Tensor on the way, and check each step
 # against the library: `ms_gpt.layers` and `ms_gpt.model`. Then we train a tiny model and watch what its attention
-# heads have learnt. It takes about two minutes on an Ascend NPU, a GPU or a laptop's CPU.
+# heads have learnt. It runs on an Ascend NPU, a GPU or a CPU, and
+# takes about a minute on two CPU cores.
 #
 # The letters of the shapes are those of `ms_gpt/model.py`: **B** batch, **T** tokens, **D** width (`n_embd`), **H**
 # heads, **K** = D / H, **V** vocabulary.
@@ -14,7 +15,7 @@
 # 本教程用十来个简短的函数搭出一个 GPT，逐步查看每个 Tensor 的形状，
 # 并把每一步的结果与本库的实现（`ms_gpt.layers` 和 `ms_gpt.model`）对比。
 # 最后训练一个很小的模型，看看它的注意力头学到了什么。
-# 在昇腾 NPU、GPU 或笔记本电脑的 CPU 上，全程约需两分钟。
+# 本教程可在昇腾 NPU、GPU 或 CPU 上运行，在两个 CPU 核上约需一分钟。
 #
 # 形状所用的字母与 `ms_gpt/model.py` 一致：**B** 批次大小，**T** 词元数，**D** 宽度（`n_embd`），
 # **H** 注意力头数，**K** = D / H，**V** 词表大小。
