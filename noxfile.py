@@ -1,4 +1,4 @@
-"""Test sessions: tests, parity, slow, fuzz, lint, MindNLP, and every pair of Python and MindSpore."""
+"""Test sessions: tests, parity, slow, fuzz, tutorials, lint, MindNLP, and every pair of Python and MindSpore."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -42,6 +42,15 @@ def slow(session):
 def fuzz(session):
     session.install("-r", "requirements.txt")
     session.run("python", "tests/fuzz_checkpoints.py", *(session.posargs or ["--count", "20000"]))
+
+
+@nox.session
+def tutorials(session):
+    """Run the notebooks given (default: all), and put their outputs into both languages."""
+    session.install("-r", "requirements.txt", "torch==2.13.0", "transformers>=5")
+    notebooks = session.posargs or sorted(map(str, Path("tutorials").glob("*.ipynb")))
+    session.run("python", "-m", "pytest", "--nbmake", "--nbmake-timeout=900", "--overwrite", "-n", "0", *notebooks)
+    session.run("python", "tutorials/build.py")
 
 
 @nox.session(python="3.11")
