@@ -66,6 +66,11 @@ class _Prefill(_Graph):
 class _Decode(_Graph):
     """Reads one column more."""
 
+    def __init__(self, model: nn.Cell, cache: KVCache | None = None) -> None:
+        super().__init__(model, cache)
+        # MindSpore's name for a graph that always gets the same shapes: it is called without being looked up again.
+        self.phase = "increment"
+
     def construct(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor,
                   cache_position: Tensor) -> tuple[Tensor, Tensor]:
         """Return what follows."""

@@ -16,13 +16,12 @@ typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned
 inline const Vector &at(const float *address) { return *reinterpret_cast<const Vector *>(address); }
 inline Vector &at(float *address) { return *reinterpret_cast<Vector *>(address); }
 
-inline float total(const Vector &numbers) {
-  float part[kWidth];
-  at(part) = numbers;
-  for (int64_t half = kWidth / 2; half > 0; half /= 2) {
-    for (int64_t k = 0; k < half; ++k) part[k] += part[k + half];
+// Turn kWidth vectors, one behind the other, into the sum of each: neighbours are added until there is one left of each.
+inline void add_up(float *numbers) {
+  for (int64_t size = kWidth * kWidth / 2; size >= kWidth; size /= 2) {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) numbers[i] = numbers[2 * i] + numbers[2 * i + 1];
   }
-  return part[0];
 }
 
 // y (R, begin..end) += x (R, I) w (I, O): each number of w is read once for all R rows, nearly in the order of memory.
@@ -59,19 +58,21 @@ template <int R, int C>
 inline void dot_rows(int64_t width, int64_t size, int64_t begin, const float *x, const float *table, float *y) {
   const int64_t whole = width / kWidth * kWidth;
   const float *rows = table + begin * width;
-  Vector sums[R][C] = {};
+  Vector sums[kWidth] = {};
   for (int64_t k = 0; k < whole; k += kWidth) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < C; ++j) {
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) sums[i][j] += at(x + i * width + k) * at(rows + j * width + k);
+      for (int i = 0; i < R; ++i) sums[i * C + j] += at(x + i * width + k) * at(rows + j * width + k);
     }
   }
-#pragma GCC unroll 8
+  float products[kWidth * kWidth];
+#pragma GCC unroll 16
+  for (int j = 0; j < kWidth; ++j) at(products + j * kWidth) = sums[j];
+  add_up(products);
   for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
     for (int j = 0; j < C; ++j) {
-      float sum = total(sums[i][j]);
+      float sum = products[i * C + j];
       for (int64_t k = whole; k < width; ++k) sum += x[i * width + k] * rows[j * width + k];
       y[i * size + begin + j] = sum;
     }
@@ -82,7 +83,7 @@ inline void dot_rows(int64_t width, int64_t size, int64_t begin, const float *x,
 template <int R>
 void dot_products(int64_t width, int64_t size, int64_t begin, int64_t end, const float *x, const float *table,
                   float *y) {
-  constexpr int kSide = R <= 2 ? 4 : 2;
+  constexpr int kSide = kWidth / R;
   int64_t j = begin;
   for (; j + kSide <= end; j += kSide) dot_rows<R, kSide>(width, size, j, x, table, y);
   for (; j < end; ++j) dot_rows<R, 1>(width, size, j, x, table, y);
