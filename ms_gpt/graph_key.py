@@ -177,6 +177,9 @@ class _Key:
             skipped: set[str] = set()
             if isinstance(value, nn.Cell):
                 skipped = _BOOKKEEPING | set(getattr(value, "not_compiled", ()))
+                if isinstance(value, nn.Embedding):
+                    # What its table was made from, as large as the table is, and read by nothing else.
+                    skipped.add("init_tensor")
                 for kind in type(value).__mro__[: type(value).__mro__.index(nn.Cell)]:
                     self.add_class(kind)
             # A "_lazy" dict, such as that of hooks, is made, empty, when MindSpore first looks for it.

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.config import GPTConfig
-from ms_gpt.kernels import kernel
+from ms_gpt.kernels import STEP_ROWS, kernel
 from ms_gpt.layers import Activation, Add, Conv1D, Dropout, LayerNorm, attention_bias, kept_heads, mix
 from ms_gpt.pretrained import GPTPreTrainedModel
 
@@ -221,10 +221,29 @@ class Block(nn.Cell):
         self.mlp = MLP(config.inner_size, config)
         self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.add = Add()
+        self.step_kernel = None
+        self.norms = Tensor([config.layer_norm_epsilon, float(config.post_norm)], ms.float32)
+
+    def set_kernels(self, are_used: bool) -> None:
+        """Compute a step of generation with one fused CPU kernel, or part by part."""
+        are_used = are_used and self.mlp.act.name == "gelu" and not self.attn.needs_weights
+        self.step_kernel = kernel("block_step") if are_used else None
+
+    def step(self, x: Tensor, bias: Tensor, past: tuple) -> Tensor:
+        """Return the new hidden states of one token in each row, (B, 1, D)."""
+        key_cache, value_cache, cache_position, is_real = past
+        parts = (self.ln_1.gamma, self.ln_1.beta, self.attn.c_attn.weight, self.attn.c_attn.bias,
+                 self.attn.c_proj.weight, self.attn.c_proj.bias, self.ln_2.gamma, self.ln_2.beta,
+                 self.mlp.c_fc.weight, self.mlp.c_fc.bias, self.mlp.c_proj.weight, self.mlp.c_proj.bias)
+        return self.step_kernel(x, key_cache, value_cache, bias, cache_position, is_real.astype(ms.float32),
+                                self.attn.settings, self.norms, *parts)
 
     def construct(self, x: Tensor, bias: Tensor, head_mask: Tensor | None = None,
                   dropout_key: Tensor | None = None, past: tuple | None = None) -> tuple[Tensor, Tensor | tuple]:
         """Return the new hidden states and the attention weights."""
+        is_step = past is not None and x.shape[1] == 1 and x.shape[0] <= STEP_ROWS
+        if self.step_kernel is not None and is_step and head_mask is None and not self.training:
+            return self.step(x, bias, past), ()
         if self.post_norm:
             attended, weights = self.attn(x, bias, head_mask, dropout_key, past)
             x = self.ln_1.after_sum(x, attended)[1]

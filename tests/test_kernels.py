@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt import GPTConfig, GPTLMHeadModel, GPTModel, UserError, kernels, runtime
 from ms_gpt.export import export_mindir
 from ms_gpt.layers import Activation, Conv1D, Dropout, LayerNorm, attention_bias, cross_entropy
-from ms_gpt.model import Attention
+from ms_gpt.model import Attention, Block
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate
 from ms_gpt.training.step import TargetLoss, TrainStep
@@ -169,6 +169,58 @@ class Scoring(nn.Cell):
 
     def construct(self, logits, labels):
         return (cross_entropy(logits, labels, kernel=self.kernel),)
+
+
+class Step(nn.Cell):
+    """A block that reads one token more in each row, and its cache."""
+
+    def __init__(self, block, batch, length):
+        super().__init__()
+        self.block = block
+        shape = (batch, block.attn.n_head, length, block.attn.head_size)
+        self.keys = Parameter(Tensor(np.zeros(shape, np.float32)), name="keys")
+        self.values = Parameter(Tensor(np.zeros(shape, np.float32)), name="values")
+
+    def construct(self, x, bias, place, is_real):
+        return self.block(x, bias, None, None, (self.keys, self.values, place, is_real))[0]
+
+
+@given(st.integers(1, 9), st.sampled_from(["openai-gpt", "gpt2"]), st.sampled_from([(1, 1), (3, 5), (2, 17), (4, 16)]),
+       st.integers(0, 6))
+@few
+def test_a_step_of_a_block(batch, model_type, shape, place):
+    heads, head_size = shape
+    length, width = 7, heads * head_size
+    block = Block(GPTConfig(model_type=model_type, n_embd=width, n_head=heads, n_positions=length)).set_train(False)
+    for seed, parameter in enumerate(block.get_parameters()):
+        parameter.set_data(normal(*parameter.shape, seed=seed, scale=0.3))
+    mask = np.ones((batch, length), np.int32)
+    mask[batch // 2, 0] = 0
+    where = Tensor([place], ms.int32)
+    inputs = (normal(batch, 1, width), attention_bias(length, Tensor(mask), None, where), where,
+              Tensor(mask[:, [place]].reshape(batch, 1, 1, 1) != 0))
+    held = np.array(normal(batch, heads, length, head_size).asnumpy())
+    held[:, :, place:] = 0
+    found = []
+    for are_used in (False, True):
+        for part in (block, *(cell for _, cell in block.cells_and_names())):
+            if hasattr(part, "set_kernels"):
+                part.set_kernels(are_used)
+        step = Step(block, batch, length).set_train(False)
+        step.keys.set_data(Tensor(held))
+        step.values.set_data(Tensor(held[::-1].copy()))
+        found.append([item.asnumpy() for item in (step(*inputs), step.keys, step.values)])
+    assert block.step_kernel is not None
+    for plain, fused in zip(*found, strict=True):
+        assert np.abs(plain - fused).max() <= 1e-5 * max(np.abs(plain).max(), 1.0)
+
+
+@pytest.mark.parametrize("size", [1, 5, 50257])
+def test_argmax_is_the_first_of_the_largest(size):
+    logits = np.random.default_rng(size).integers(-9, 9, (3, size)).astype(np.float32)
+    found = Several(kernels.kernel("argmax"))(Tensor(logits))[0]
+    assert found.dtype == ms.int32
+    np.testing.assert_array_equal(found.asnumpy(), logits.argmax(-1))
 
 
 @given(st.sampled_from([1, 2, 9]), st.sampled_from([33, 100, 2049]), st.sampled_from([1.0, 30.0]))

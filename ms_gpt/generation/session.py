@@ -13,6 +13,7 @@ from mindspore import Tensor, nn, ops
 from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.errors import UserError
 from ms_gpt.generation.cache import KVCache
+from ms_gpt.kernels import kernel
 from ms_gpt.layers import gather_positions
 
 # Prompts shorter than this share a graph.
@@ -31,7 +32,7 @@ class _Graph(CachedGraph):
         self.cache = cache
         # The kernel writes over what a column of the cache held; the plain operations add to it.
         self.adds_to_cache = model.transformer.h[0].attn.step_kernel is None
-        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
+        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32) if model.project_kernel is None else kernel("argmax")
 
     def next_token(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Return the likeliest tokens (B,) and the logits (B, V) after hidden states (B, D)."""
@@ -64,6 +65,11 @@ class _Prefill(_Graph):
 
 class _Decode(_Graph):
     """Reads one column more."""
+
+    def __init__(self, model: nn.Cell, cache: KVCache | None = None) -> None:
+        super().__init__(model, cache)
+        # MindSpore's name for a graph that always gets the same shapes: it is called without being looked up again.
+        self.phase = "increment"
 
     def construct(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor,
                   cache_position: Tensor) -> tuple[Tensor, Tensor]:

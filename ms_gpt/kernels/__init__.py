@@ -10,6 +10,8 @@
 | ``dropout`` | the hash, comparison and product | ``layers.Dropout`` |
 | ``attention`` | split, transposes, two BatchMatMul, Softmax, dropout | ``model.Attention`` |
 | ``attention_step`` | the same for one new token, and the write into the cache | ``model.Attention`` |
+| ``block_step`` | all of a block, for one new token in each of a few rows | ``model.Block`` |
+| ``argmax`` | Argmax | ``generation.session`` |
 | ``cross_entropy`` | LogSoftmax, GatherD | ``layers.cross_entropy`` |
 | ``adamw`` | the norm, clipping and AdamWeightDecay of every parameter | ``training.step`` |
 
@@ -23,4 +25,4 @@ from __future__ import annotations
 from ms_gpt._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
-    __name__, {"are_usable": "build", "library": "build", "status": "build", "kernel": "ops"})
+    __name__, {"are_usable": "build", "library": "build", "status": "build", "kernel": "ops", "STEP_ROWS": "ops"})

@@ -12,10 +12,12 @@ from mindspore import ops
 from ms_gpt.kernels.build import library
 
 _F32 = ms.float32
+# The most rows that block_step takes: kFewRows in src/few_rows.h.
+STEP_ROWS = 8
 
 
 def _custom(function: str, shapes: Callable, outputs: int = 1, bprop: Callable | None = None,
-            integers: tuple[int, ...] = ()) -> ops.Custom:
+            integers: tuple[int, ...] = (), dtype: Any = _F32) -> ops.Custom:
     """Wrap a function of the library.
 
     MindSpore knows a primitive, its shapes and its gradient by the function's name: no two kernels may share a
@@ -24,14 +26,15 @@ def _custom(function: str, shapes: Callable, outputs: int = 1, bprop: Callable |
     Args:
         function: Its name.
         shapes: From the inputs' shapes to the outputs'.
-        outputs: Their number; all are float32.
+        outputs: Their number.
         bprop: The gradient.
         integers: Which inputs are int32; all others are float32.
+        dtype: Of the outputs.
 
     Returns:
         The primitive; it raises TypeError for inputs of another dtype, whose bytes the kernel would misread.
     """
-    dtypes = _F32 if outputs == 1 else (_F32,) * outputs
+    dtypes = dtype if outputs == 1 else (dtype,) * outputs
 
     def infer_dtype(*given: Any) -> Any:
         for place, dtype in enumerate(given):
@@ -124,16 +127,33 @@ def _attention() -> ops.Custom:
     return _custom("attention", infer, 2, bprop, (2, 3))
 
 
+def _check_step(rows: list[int], width: int, keys: list[int], values: list[int], bias: list[int]) -> None:
+    batch, length = rows[:2]
+    if keys != values or keys[0] != batch or keys[1] * keys[3] * 3 != width:
+        raise ValueError(f"a cache of shape {list(keys)} does not fit {batch} rows of {width // 3} numbers")
+    if list(bias) not in ([1, 1, length, keys[2]], [batch, 1, length, keys[2]]):
+        raise ValueError(f"an attention mask for scores of shape {list(bias)} does not fit rows of {length}")
+
+
 def _attention_step() -> ops.Custom:
-    def infer(packed, keys, values, bias, places, is_real, _):
-        batch, length, width = packed
-        if keys != values or keys[0] != batch or keys[1] * keys[3] * 3 != width:
-            raise ValueError(f"a cache of shape {list(keys)} does not fit {batch} rows of {width // 3} numbers")
-        if list(bias) not in ([1, 1, length, keys[2]], [batch, 1, length, keys[2]]):
-            raise ValueError(f"an attention mask for scores of shape {list(bias)} does not fit rows of {length}")
-        return [batch, length, width // 3]
+    def infer(packed, keys, values, bias, *_):
+        _check_step(packed, packed[2], keys, values, bias)
+        return [*packed[:2], packed[2] // 3]
 
     return _custom("attention_step", infer, integers=(4,))
+
+
+def _block_step() -> ops.Custom:
+    def infer(x, keys, values, bias, *others):
+        packing = others[6]
+        _check_step(x, packing[1], keys, values, bias)
+        return x
+
+    return _custom("block_step", infer, integers=(4,))
+
+
+def _argmax() -> ops.Custom:
+    return _custom("argmax", lambda logits: logits[:1], dtype=ms.int32)
 
 
 def _cross_entropy() -> ops.Custom:
@@ -151,7 +171,8 @@ def _adamw() -> ops.Custom:
 
 _MAKERS = {"linear": _linear, "project": _project, "gelu": _gelu, "add": _add, "dropout": _dropout,
            "layer_norm": _layer_norm, "add_layer_norm": _add_layer_norm, "attention": _attention,
-           "attention_step": _attention_step, "cross_entropy": _cross_entropy, "adamw": _adamw}
+           "attention_step": _attention_step, "block_step": _block_step, "argmax": _argmax,
+           "cross_entropy": _cross_entropy, "adamw": _adamw}
 
 
 @functools.cache
@@ -162,7 +183,8 @@ def kernel(name: str) -> ops.Custom:
         name: One of the table in ``ms_gpt.kernels``.
 
     Returns:
-        A primitive for float32 Tensors (int32 for keys, labels and constants), with a gradient; ``attention_step`` and
-        ``adamw`` have none, and none has a second one: ``model.use_kernels(False)`` leads to both.
+        A primitive for float32 Tensors (int32 for keys, labels and constants), with a gradient; the steps of
+        generation, ``argmax`` and ``adamw`` have none, and none has a second one: ``model.use_kernels(False)`` leads
+        to both.
     """
     return _MAKERS[name]()

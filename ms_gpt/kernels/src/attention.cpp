@@ -1,6 +1,6 @@
 // Causal self-attention from packed queries, keys and values. The weights exist for one block of queries at a time, and
 // are computed again for the gradient.
-#include "common.h"
+#include "softmax.h"
 
 using namespace ms_gpt;
 
@@ -40,26 +40,6 @@ struct Inputs {
     }
   }
 };
-
-// Turn scores into weights, dropped or not; keep the largest score and 1 / the sum of exponentials, apart, since their
-// logarithms would be lost in a large score. (Functions of their own: compilers do not vectorise these loops in place.)
-inline void softmax(float *row, int64_t size, bool drops, const DropoutRow factor, float *statistics) {
-  float top = row[0];
-#pragma omp simd reduction(max : top)
-  for (int64_t j = 0; j < size; ++j) top = row[j] > top ? row[j] : top;
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < size; ++j) {
-    const float weight = fast_exp(row[j] - top);
-    row[j] = weight;
-    sum += weight;
-  }
-  const float portion = 1.0f / sum;
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) row[j] *= drops ? factor(j) * portion : portion;
-  statistics[0] = top;
-  statistics[1] = portion;
-}
 
 // Turn scores into weights, and the gradient of the weights into that of the scores.
 inline void softmax_grad(float *row, float *drow, int64_t size, const float *statistics, bool drops,
@@ -146,52 +126,6 @@ KERNEL(attention_grad) {
         gemm('n', 'n', queries, in.head_size, to, in.scale, dweights, to, key, step, 0.0f, dquery + from * step, step);
         gemm('t', 'n', to, in.head_size, queries, in.scale, dweights, to, query + from * step, step, add, dkey, step);
       }
-    }
-  }
-  return 0;
-}
-
-// packed (B, T, 3 H K), keys (B, H, S, K), values (B, H, S, K), bias (1 or B, 1, T, S), places (T): columns of the new
-// tokens, is_real (B, T): 0 for padding, settings -> out (B, T, H K).
-// The new keys and values are first written to the caches, over what these held; 0 for padding.
-KERNEL(attention_step) {
-  const float *packed = FLOATS(0), *bias = FLOATS(3), *is_real = FLOATS(5), scale = FLOATS(6)[0];
-  float *keys = FLOATS(1), *values = FLOATS(2), *out = FLOATS(7);
-  const int32_t *places = INTS(4);
-  const int64_t batch = shapes[0][0], tokens = shapes[0][1], heads = shapes[1][1], length = shapes[1][2];
-  const int64_t head_size = shapes[1][3], width = heads * head_size;
-  const int64_t bias_step = shapes[3][0] == 1 ? 0 : tokens * length;
-  const int64_t seen = *std::max_element(places, places + tokens) + 1;
-  if (seen > length || *std::min_element(places, places + tokens) < 0) return 1;
-  const DropoutRow nothing{nullptr, 0, 0, 1.0f};
-#pragma omp parallel
-  {
-    std::vector<float> buffer(tokens * seen);
-    float unused[2];
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < batch * heads; ++task) {
-      const int64_t b = task / heads, h = task % heads;
-      const float *query = packed + b * tokens * 3 * width + h * head_size;
-      float *key = keys + task * length * head_size, *value = values + task * length * head_size;
-      for (int64_t i = 0; i < tokens; ++i) {
-        const float *from = query + i * 3 * width;
-        const bool real = is_real[b * tokens + i] != 0.0f;
-        for (int64_t j = 0; j < head_size; ++j) {
-          key[places[i] * head_size + j] = real ? from[width + j] : 0.0f;
-          value[places[i] * head_size + j] = real ? from[2 * width + j] : 0.0f;
-        }
-      }
-      float *weights = buffer.data();
-      gemm('n', 't', tokens, seen, head_size, scale, query, 3 * width, key, head_size, 0.0f, weights, seen);
-      for (int64_t i = 0; i < tokens; ++i) {
-        const float *hidden = bias + b * bias_step + i * length;
-        float *row = weights + i * seen;
-#pragma omp simd
-        for (int64_t j = 0; j < seen; ++j) row[j] += hidden[j];
-        softmax(row, seen, false, nothing, unused);
-      }
-      gemm('n', 'n', tokens, head_size, seen, 1.0f, weights, seen, value, head_size, 0.0f,
-           out + b * tokens * width + h * head_size, width);
     }
   }
   return 0;

@@ -1,15 +1,7 @@
-// The tanh form of GELU, x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), and its gradient.
-#include "common.h"
+// GELU and its gradient.
+#include "gelu.h"
 
 using namespace ms_gpt;
-
-namespace {
-
-constexpr float kSlope = 1.5957691216057308f, kCubic = 0.044715f;
-
-inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
-
-}  // namespace
 
 // x -> y, both of any one shape
 KERNEL(gelu) {
@@ -17,7 +9,7 @@ KERNEL(gelu) {
   float *y = FLOATS(1);
   const int64_t size = size_of(shapes[0], ndims[0]);
 #pragma omp parallel for simd schedule(static) if (size > kSmall)
-  for (int64_t i = 0; i < size; ++i) y[i] = x[i] * sigmoid(kSlope * x[i] * (1.0f + kCubic * x[i] * x[i]));
+  for (int64_t i = 0; i < size; ++i) y[i] = gelu_of(x[i]);
   return 0;
 }
 

@@ -1,5 +1,5 @@
 // LayerNorm over the last axis, of a Tensor or of the sum of two, and its gradient.
-#include "common.h"
+#include "layer_norm.h"
 
 using namespace ms_gpt;
 
@@ -18,18 +18,9 @@ void normalise(int64_t rows, int64_t size, const float *x, const float *residual
       for (int64_t j = 0; j < size; ++j) to[j] = from[j] + other[j];
       from = to;
     }
-    float total = 0.0f, squares = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int64_t j = 0; j < size; ++j) total += from[j];
-    const float mean = total / size;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < size; ++j) squares += (from[j] - mean) * (from[j] - mean);
-    const float inverse = 1.0f / std::sqrt(squares / size + epsilon);
-    float *to = y + i * size;
-#pragma omp simd
-    for (int64_t j = 0; j < size; ++j) to[j] = (from[j] - mean) * inverse * gamma[j] + beta[j];
-    statistics[2 * i] = mean;
-    statistics[2 * i + 1] = inverse;
+    const RowStatistics found = normalise_row(size, from, gamma, beta, epsilon, y + i * size);
+    statistics[2 * i] = found.mean;
+    statistics[2 * i + 1] = found.inverse;
   }
 }
 
