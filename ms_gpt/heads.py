@@ -423,7 +423,13 @@ class AutoModel:
 
 
 def model_class(architecture: str) -> type[GPTPreTrainedModel]:
-    """Return the class for a name that stands in ``architectures`` in ``config.json``.
+    """Find the class for a name that stands in ``architectures`` in ``config.json``.
+
+    Args:
+        architecture: Such as ``"GPT2LMHeadModel"``.
+
+    Returns:
+        The class.
 
     Raises:
         UserError: The architecture is not one of this library's.

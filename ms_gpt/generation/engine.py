@@ -201,6 +201,10 @@ def _array(value: Any) -> np.ndarray:
 def check_rows(rows: Sequence[Sequence[int]], vocab_size: int) -> None:
     """Check that there are rows, and that they hold tokens of the model.
 
+    Args:
+        rows: Rows of token ids.
+        vocab_size: Ids are below it.
+
     Raises:
         UserError: They do not.
     """

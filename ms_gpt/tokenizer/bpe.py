@@ -65,7 +65,6 @@ class Tokenizer(BaseTokenizer):
         padding_side: str = "right",
         truncation_side: str = "right",
     ) -> None:
-        """Build the pipeline and add the special tokens."""
         self.cleaning = check_cleaning(cleaning)
         self.byte_level = is_byte_level(vocab)
         required = END_OF_TEXT if self.byte_level else GPT1_UNKNOWN

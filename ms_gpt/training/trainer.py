@@ -291,11 +291,7 @@ class Trainer:
         return int((batch[1].asnumpy() != IGNORE_INDEX).sum())
 
     def forward(self, columns: Sequence[str]) -> nn.Cell:
-        """Return the Cell that evaluates batches with these columns.
-
-        Args:
-            columns: Names of the model's arguments; with ``targets`` the Cell returns the loss alone.
-        """
+        """Return the Cell for batches of these arguments of the model; with ``targets`` it gives the loss alone."""
         # One Cell for all evaluations, since a new one would compile every bucket again.
         key = tuple(columns)
         if key not in self._eval_steps:
