@@ -1,4 +1,4 @@
-"""Test sessions: tests, parity, slow, fuzz, lint, and the oldest supported MindSpore."""
+"""Test sessions: tests, parity, slow, fuzz, lint, docs, and the oldest supported MindSpore."""
 
 import nox
 
@@ -7,8 +7,15 @@ nox.options.sessions = ["lint", "tests"]
 
 @nox.session
 def lint(session):
-    session.install("ruff>=0.8")
+    session.install("ruff>=0.8", "pydoclint>=0.12")
     session.run("ruff", "check", ".")
+    session.run("pydoclint", "--quiet", "ms_gpt")
+
+
+@nox.session
+def docs(session):
+    session.install("-r", "requirements.txt", "sphinx>=8", "myst-parser>=4")
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "docs", "docs/_build", *session.posargs)
 
 
 @nox.session
