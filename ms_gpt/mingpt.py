@@ -65,6 +65,8 @@ class GPT(GPTLMHeadModel):
 
     Outputs:
         Tuple of logits (B, T, V) and the loss, a float32 scalar; ``None`` without targets.
+
+    Source: karpathy/minGPT for the call and what it returns.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -155,7 +155,7 @@ def repeat(rows: Sequence[Any], settings: GenerationSettings) -> list[Any]:
 
 def generate(model: Any, input_ids: Any, attention_mask: Any, session: Session | None,
              values: dict[str, Any]) -> Tensor:
-    """Continue rows of token ids; see ``GPTLMHeadModel.generate``."""
+    """Continue rows of token ids (B, T); see ``GPTLMHeadModel.generate``."""
     settings = GenerationSettings.of(values)
     if settings.stop:
         raise UserError("stop holds texts, which a model does not know: call ms_gpt.generate(model, tokenizer, ...)")

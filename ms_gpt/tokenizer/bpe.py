@@ -53,6 +53,8 @@ class Tokenizer(BaseTokenizer):
     Raises:
         UserError: ``cleaning`` is not known or does not fit, or the vocabulary is of neither form or lacks the
             unknown token.
+
+    Source: GPT-1 paper, section 4.1; GPT-2 paper, section 2.2.
     """
 
     def __init__(

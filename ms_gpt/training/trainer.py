@@ -280,11 +280,11 @@ class Trainer:
         return TrainStep(loss, self.optimizer, schedule, args.max_grad_norm, self.scaler).set_train()
 
     def sample_batch(self) -> tuple[Tensor, ...]:
-        """Return the first batch of the training data."""
+        """Return the first batch of the training data, Tensors (B, T) and (B, ...)."""
         return tuple(Tensor(column) for column in next(iter(self.train_batches.epoch(0))))
 
     def count_tokens(self, batch: Sequence[Tensor]) -> int:
-        """Return the number of real tokens in a batch of the training data."""
+        """Return the number of real tokens in a batch of the training data, Tensors (B, T) and (B, ...)."""
         columns = self.train_batches.columns
         if "attention_mask" in columns:
             return int(batch[columns.index("attention_mask")].asnumpy().sum())

@@ -92,6 +92,8 @@ class ContinuationLogProbs(CachedGraph):
 
     Outputs:
         float32 Tensor (B, K, C), in nats; 0 where the target does not count.
+
+    Source: GPT-1 paper, section 5 (zero-shot behaviors).
     """
 
     def __init__(self, model: GPTLMHeadModel) -> None:
