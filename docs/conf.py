@@ -1,5 +1,7 @@
 """The API reference, from the docstrings: ``nox -s docs`` writes it to docs/_build/index.html."""
 
+from sphinx.util import inspect
+
 import ms_gpt
 
 project = "ms_gpt"
@@ -18,3 +20,16 @@ autodoc_typehints_format = "short"
 autodoc_type_aliases = {"Trainer": "ms_gpt.training.trainer.Trainer"}
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "returns_style")]
+
+
+def show_init(app, what, name, obj, options, signature, return_annotation):
+    """Show what ``__init__`` takes: MindSpore gives Cells a ``__new__`` that takes anything."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        found = inspect.signature(obj.__init__, bound_method=True, type_aliases=app.config.autodoc_type_aliases)
+        return inspect.stringify_signature(found, show_return_annotation=False, unqualified_typehints=True), None
+    return None
+
+
+def setup(app):
+    """Register the function above with Sphinx."""
+    app.connect("autodoc-process-signature", show_init)
