@@ -155,7 +155,7 @@ STRUCTURE = {"Load", "MakeTuple", "TupleGetItem", "UpdateState"}
 # What the compiler makes of public operations, and has no documentation of its own.
 INTERNAL = {
     "AddScalar": "ops.add", "BiasAddGrad": "ops.BiasAdd", "ClampScalar": "ops.clamp", "Divs": "ops.div",
-    "GatherDGradV2": "ops.GatherD", "LogSoftmaxGrad": "ops.LogSoftmax", "Muls": "ops.mul",
+    "GatherDGradV2": "ops.GatherD", "LessScalar": "ops.less", "LogSoftmaxGrad": "ops.LogSoftmax", "Muls": "ops.mul",
     "PowTensorScalar": "ops.pow", "ReluGrad": "ops.ReLU", "RsqrtGrad": "ops.Rsqrt", "SigmoidGrad": "ops.Sigmoid",
     "SoftmaxBackward": "ops.Softmax", "SplitWithSize": "ops.split", "SumExt": "ops.sum", "TensorMove": "ops.deepcopy",
     "ZerosLikeExt": "ops.zeros_like",
@@ -201,7 +201,7 @@ def row_of(kind):
         return Row(kind, platforms, f"documentation of mindspore.{name}")
     if kind in INTERNAL:
         name, platforms = _documentation(INTERNAL[kind])
-        return Row(kind, platforms, f"made by the compiler from mindspore.{name}")
+        return Row(kind, platforms, f"made by the compiler for mindspore.{name}")
     return Row(kind, (), "unknown")
 
 
