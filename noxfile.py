@@ -1,4 +1,4 @@
-"""Test sessions: tests, parity, slow, fuzz, tutorials, lint, MindNLP, and every pair of Python and MindSpore."""
+"""Test sessions: tests, parity, slow, fuzz, tutorials, lint, docs, MindNLP, and every pair of Python and MindSpore."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,8 +16,15 @@ MATRIX_RESULTS = Path("runs/matrix")
 
 @nox.session
 def lint(session):
-    session.install("ruff>=0.8")
+    session.install("ruff>=0.8", "pydoclint>=0.12")
     session.run("ruff", "check", ".")
+    session.run("pydoclint", "--quiet", "ms_gpt")
+
+
+@nox.session
+def docs(session):
+    session.install("-r", "requirements.txt", "sphinx>=8", "myst-parser>=4")
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "docs", "docs/_build", *session.posargs)
 
 
 @nox.session

@@ -76,7 +76,7 @@ class LanguageModelMixin:
         return self.target_loss(lm_logits, next_token_labels(labels))
 
     def target_loss(self, lm_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss in nats over targets (B * T,) that are not -100, each the token after its position."""
+        """Return the mean loss in nats, a scalar, over targets (B * T,) but -100, each the token after its position."""
         return cross_entropy(lm_logits.reshape((-1, lm_logits.shape[-1])), targets, kernel=self.loss_kernel)
 
 
@@ -358,7 +358,7 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
         return (losses * weight).sum() / ops.maximum(weight.sum(), Tensor(1.0, ms.float32))
 
     def auxiliary_lm_loss(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return the language-model loss of the real tokens of a batch that is being classified."""
+        """Return the language-model loss, a scalar, of the real tokens of a batch (B, T) that is being classified."""
         lm_logits = self.lm_logits(hidden_states)
         if attention_mask is not None:
             is_real = attention_mask != 0
@@ -423,7 +423,13 @@ class AutoModel:
 
 
 def model_class(architecture: str) -> type[GPTPreTrainedModel]:
-    """Return the class for a name that stands in ``architectures`` in ``config.json``.
+    """Find the class for a name that stands in ``architectures`` in ``config.json``.
+
+    Args:
+        architecture: Such as ``"GPT2LMHeadModel"``.
+
+    Returns:
+        The class.
 
     Raises:
         UserError: The architecture is not one of this library's.

@@ -106,7 +106,7 @@ class LayerNorm(nn.Cell):
         self.sum_kernel = kernel("add_layer_norm") if are_used else None
 
     def after_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``x + residual`` and the same normalised."""
+        """Return ``x + residual`` and the same normalised, all Tensors (..., size)."""
         if self.sum_kernel is not None:
             both = self.sum_kernel(x, residual, self.gamma, self.beta, self.epsilon_tensor)
             return both[0], both[1]
@@ -124,7 +124,15 @@ class LayerNorm(nn.Cell):
 
 
 class Add(nn.Cell):
-    """The sum of two Tensors of one shape."""
+    """The sum of two Tensors.
+
+    Inputs:
+        x: Tensor of any shape.
+        y: Tensor of the same shape.
+
+    Outputs:
+        Tensor of that shape.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +153,12 @@ class Activation(nn.Cell):
     Args:
         name: One of ``ms_gpt.config.ACTIVATIONS``. ``"gelu"``, ``"gelu_new"`` and ``"gelu_pytorch_tanh"`` are the
             tanh form, ``"gelu_exact"`` the erf form.
+
+    Inputs:
+        x: Tensor of any shape.
+
+    Outputs:
+        Tensor of the same shape and dtype.
 
     Source: Hendrycks and Gimpel 2016.
     """

@@ -65,6 +65,8 @@ class GPT(GPTLMHeadModel):
 
     Outputs:
         Tuple of logits (B, T, V) and the loss, a float32 scalar; ``None`` without targets.
+
+    Source: karpathy/minGPT for the call and what it returns.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +135,7 @@ class TrainerConfig(_Settings):
         UserError: A name is unknown (with a suggestion) or a value is outside its range.
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: Any) -> None:  # noqa: DOC102, DOC103 - see the fields
         _check_names("TrainerConfig", values, [item.name for item in dataclasses.fields(_Settings)])
         super().__init__(**values)
         for name in ("max_epochs", "batch_size"):

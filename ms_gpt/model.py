@@ -30,6 +30,8 @@ class MLP(nn.Cell):
 
     Outputs:
         Tensor (B, T, D).
+
+    Source: Vaswani et al. 2017, section 3.3; the width and GELU of the GPT-1 paper, section 4.1.
     """
 
     def __init__(self, n_state: int, config: GPTConfig) -> None:
@@ -211,6 +213,8 @@ class Block(nn.Cell):
 
     Outputs:
         As ``Attention``, the residuals added.
+
+    Source: norms after the sums as in the GPT-1 paper, equation 2; before each half as in the GPT-2 paper, section 2.3.
     """
 
     def __init__(self, config: GPTConfig, layer_idx: int = 0) -> None:
@@ -280,6 +284,8 @@ class GPTModel(GPTPreTrainedModel):
 
     Raises:
         UserError: Both or neither of ``input_ids`` and ``inputs_embeds`` are given, or T exceeds ``n_positions``.
+
+    Source: GPT-1 paper, equation 2; GPT-2 paper, section 2.3; layers with banded attention after the GPT-3 paper, 2.1.
     """
 
     architecture = {"openai-gpt": "OpenAIGPTModel", "gpt2": "GPT2Model", "ms_gpt": "GPTModel"}
@@ -308,7 +314,7 @@ class GPTModel(GPTPreTrainedModel):
         return mix(mix(state[0]) + state[1])
 
     def head_dropout_key(self) -> Tensor | None:
-        """Return the key for a head's dropout after the transformer has run; ``None`` outside training."""
+        """Return the int32 scalar key of a head's dropout once the transformer has run; ``None`` outside training."""
         return mix(mix(self.dropout_state[0]) + self.dropout_state[1]) if self.training else None
 
     def embed(self, input_ids: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,

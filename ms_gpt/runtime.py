@@ -132,6 +132,9 @@ def is_switched_off(variable: str) -> bool:
 
     Args:
         variable: Its name.
+
+    Returns:
+        Whether it does.
     """
     return os.environ.get(variable, "").lower() in ("off", "0", "no", "false", "none")
 

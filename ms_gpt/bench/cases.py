@@ -73,6 +73,15 @@ class Case:
     def of(cls, name: str, size: str, batch: int | None = None, length: int | None = None) -> Case:
         """Build a case; batch and length, unless given, are those of the README's row, or go with the size.
 
+        Args:
+            name: One of the cases.
+            size: One of the sizes.
+            batch: Rows, at least 1; default as above.
+            length: Tokens in a row, at least 1; default as above.
+
+        Returns:
+            The case.
+
         Raises:
             UserError: ``batch`` or ``length`` is out of its range.
         """

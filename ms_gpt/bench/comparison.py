@@ -64,10 +64,13 @@ def torch_side() -> Side | None:
 
 
 def mindnlp_side(python: str) -> Side:
-    """Return MindNLP's side.
+    """Choose MindNLP as the other side.
 
     Args:
         python: The Python of an environment that has mindnlp: a path, or a name on the PATH.
+
+    Returns:
+        The side, which runs in that environment.
 
     Raises:
         UserError: There is no such program.

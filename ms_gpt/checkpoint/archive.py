@@ -69,10 +69,13 @@ class ZipArchive:
         return self._entry(name).file_size
 
     def offset(self, name: str) -> int | None:
-        """Return where the data of an entry starts in the file; ``None`` if it is compressed.
+        """Find where the data of an entry starts.
 
         Args:
             name: The entry.
+
+        Returns:
+            Its first byte's place in the file, or ``None`` if the entry is compressed.
 
         Raises:
             CheckpointError: There is no such entry, or its data lies outside the file.
@@ -90,6 +93,9 @@ class ZipArchive:
             name: The entry.
             limit: The most bytes it may have.
 
+        Returns:
+            All of its bytes, uncompressed.
+
         Raises:
             CheckpointError: There is no such entry, it is larger, or it is damaged.
         """
@@ -105,6 +111,9 @@ class ZipArchive:
         Args:
             name: The entry.
             length: How many bytes; fewer come if the entry has fewer.
+
+        Returns:
+            The bytes, uncompressed.
 
         Raises:
             CheckpointError: There is no such entry, or it is damaged.

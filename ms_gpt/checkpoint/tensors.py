@@ -96,7 +96,13 @@ class LazyTensors(Mapping):
         return cls(infos, lambda name: _native(np.asarray(tensors[name])))
 
     def bits(self, name: str) -> np.ndarray:
-        """Return the elements as the file holds them, bfloat16 as uint16; to be copied from and let go.
+        """Read the elements as the file holds them, to be copied from and let go.
+
+        Args:
+            name: The tensor's name.
+
+        Returns:
+            Array of the tensor's shape; bfloat16 comes as uint16.
 
         Raises:
             KeyError: There is no such tensor.

@@ -117,7 +117,13 @@ def run(options: GenerateOptions) -> dict[str, Any]:
 
 
 def sampling(options: SamplingOptions) -> dict[str, Any]:
-    """Return the settings of ``GenerationSettings`` that the flags of both verbs say.
+    """Translate the flags of both verbs to settings of ``GenerationSettings``.
+
+    Args:
+        options: The flags.
+
+    Returns:
+        Names and values of the settings.
 
     Raises:
         UserError: ``--greedy`` stands beside a setting that is for drawing.
@@ -135,6 +141,12 @@ def sampling(options: SamplingOptions) -> dict[str, Any]:
 
 def load(options: SamplingOptions) -> tuple[Any, Any]:
     """Set the device up and load a language model with its tokenizer.
+
+    Args:
+        options: The flags.
+
+    Returns:
+        Model and tokenizer.
 
     Raises:
         UserError: The folder is missing or holds no language model.

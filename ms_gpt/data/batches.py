@@ -76,10 +76,13 @@ class Batches:
         return ["input_ids", "labels"] if isinstance(self.labels, str) else ["input_ids", "attention_mask", "labels"]
 
     def plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """Return the batches of an epoch as (padded length, example indices), in training order.
+        """Deal the examples out to the batches of an epoch.
 
         Args:
             epoch: Its number, from 0.
+
+        Returns:
+            A pair (padded length, example indices) for each batch, in training order.
         """
         order = np.arange(len(self.sequences))
         if self.shuffle:
@@ -130,11 +133,14 @@ class Batches:
         return input_ids, mask, labels
 
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
-        """Yield the batches of an epoch.
+        """Make the batches of an epoch.
 
         Args:
             epoch: Its number, from 0.
             skip: Batches at its start to leave out, in a resumed run.
+
+        Yields:
+            The columns of each batch, as ``collate`` returns them.
         """
         for length, indices in self.plan(epoch)[skip:]:
             yield self.collate(length, indices, epoch)

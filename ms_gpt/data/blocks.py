@@ -67,19 +67,25 @@ class TargetBatches:
         raise NotImplementedError
 
     def size(self, step: int) -> int:
-        """Return the number of rows in the batch of a step.
+        """Look up the number of rows in the batch of a step.
 
         Args:
             step: Counted from the start of training.
+
+        Returns:
+            How many blocks that batch has.
         """
         return next((rows for first, rows in reversed(self.ramp) if first <= step), self.batch_size)
 
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the batches of an epoch.
+        """Make the batches of an epoch.
 
         Args:
             epoch: Its number, from 0.
             skip: Batches at its start to leave out, in a resumed run.
+
+        Yields:
+            Pairs of token ids and targets, int32 (B, T); -100 where a target does not count.
         """
         order = np.arange(self.count)
         if self.shuffle:
@@ -136,10 +142,13 @@ class BlockBatches(TargetBatches):
         super().__init__(count, batch_size, shuffle, seed, ramp)
 
     def offset(self, epoch: int) -> int:
-        """Return where an epoch begins to cut.
+        """Choose where an epoch begins to cut.
 
         Args:
             epoch: Its number, from 0.
+
+        Returns:
+            The token that the first block begins with; 0 without shuffling.
         """
         if not self.shuffle:
             return 0

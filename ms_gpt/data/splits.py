@@ -174,12 +174,15 @@ def _fault_of_target(label: Any, num_labels: int) -> str:
 
 
 def choose_part(parts: Mapping[str, Any], part: str, data: str) -> Any:
-    """Return one part of some data; the only part, where there is one alone.
+    """Choose one part of some data.
 
     Args:
         parts: Part to its data.
         part: The one that is wanted.
         data: What to call the whole in an error.
+
+    Returns:
+        That part; or the only one, where there is one alone.
 
     Raises:
         UserError: There are several parts, and none of that name.

@@ -21,7 +21,6 @@ class Dataset:
     """
 
     def __init__(self, columns: dict[str, list], label_names: list[str] | None = None) -> None:
-        """Copy the columns; see the class."""
         self._columns = {name: list(values) for name, values in columns.items()}
         lengths = {name: len(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) > 1:
@@ -54,6 +53,9 @@ class Dataset:
             key: A column name (gives a list), a row number (gives a dict of values), or a slice or row numbers
                 (gives a dict of lists).
 
+        Returns:
+            The column, the row or the rows.
+
         Raises:
             UserError: If there is no such column.
             IndexError: If there is no such row.
@@ -80,10 +82,13 @@ class Dataset:
         return self._columns[name]
 
     def select(self, indices: Iterable[int]) -> Dataset:
-        """Return a data set of the given rows, in the given order.
+        """Choose rows.
 
         Args:
             indices: Row numbers in [0, num_rows); repeats are kept.
+
+        Returns:
+            A new data set of those rows, in that order.
         """
         return Dataset(self[list(indices)], self.label_names)
 
@@ -118,7 +123,14 @@ class Dataset:
         return Dataset({name: made.get(name, kept.get(name)) for name in [*self._columns, *made]}, self.label_names)
 
     def rename_column(self, old: str, new: str) -> Dataset:
-        """Return the data set with column ``old`` called ``new``.
+        """Rename a column.
+
+        Args:
+            old: Its name now.
+            new: Its new name.
+
+        Returns:
+            A new data set.
 
         Raises:
             UserError: If there is no column ``old``, or a column ``new`` exists already.
@@ -130,7 +142,13 @@ class Dataset:
         return Dataset(columns, self.label_names)
 
     def remove_columns(self, names: str | Iterable[str]) -> Dataset:
-        """Return the data set without the named columns.
+        """Leave columns out.
+
+        Args:
+            names: The column that goes, or several.
+
+        Returns:
+            A new data set without them.
 
         Raises:
             UserError: If a named column does not exist.

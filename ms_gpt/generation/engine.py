@@ -155,7 +155,7 @@ def repeat(rows: Sequence[Any], settings: GenerationSettings) -> list[Any]:
 
 def generate(model: Any, input_ids: Any, attention_mask: Any, session: Session | None,
              values: dict[str, Any]) -> Tensor:
-    """Continue rows of token ids; see ``GPTLMHeadModel.generate``."""
+    """Continue rows of token ids (B, T); see ``GPTLMHeadModel.generate``."""
     settings = GenerationSettings.of(values)
     if settings.stop:
         raise UserError("stop holds texts, which a model does not know: call ms_gpt.generate(model, tokenizer, ...)")
@@ -200,6 +200,10 @@ def _array(value: Any) -> np.ndarray:
 
 def check_rows(rows: Sequence[Sequence[int]], vocab_size: int) -> None:
     """Check that there are rows, and that they hold tokens of the model.
+
+    Args:
+        rows: Rows of token ids.
+        vocab_size: Ids are below it.
 
     Raises:
         UserError: They do not.

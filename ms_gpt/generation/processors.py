@@ -59,7 +59,10 @@ class NoRepeatNGram:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Divides logits by ``value``: below 1 the distribution becomes sharper, above 1 flatter."""
+    """Divides logits by ``value``: below 1 the distribution becomes sharper, above 1 flatter.
+
+    Source: Ackley, Hinton and Sejnowski 1985.
+    """
 
     value: float
 

@@ -260,7 +260,16 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def check_session(session: Session, model: Any, batch_size: int, length: int) -> Session:
-    """Return a user's session after checking that it is for this model, so many rows and so many tokens in each.
+    """Check that a user's session is for this model, so many rows and so many tokens in each.
+
+    Args:
+        session: What the user gave.
+        model: The model it has to be of.
+        batch_size: The rows it has to have.
+        length: The tokens of a row that it has to hold, at least.
+
+    Returns:
+        The same session.
 
     Raises:
         UserError: It is for another one.

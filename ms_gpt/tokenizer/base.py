@@ -83,7 +83,6 @@ class BaseTokenizer(ABC):
         padding_side: str = "right",
         truncation_side: str = "right",
     ) -> None:
-        """Keep the settings and add the special tokens."""
         self.special_tokens: dict[str, str] = {}
         self.model_max_length = model_max_length
         self.padding_side = padding_side

@@ -53,6 +53,8 @@ class Tokenizer(BaseTokenizer):
     Raises:
         UserError: ``cleaning`` is not known or does not fit, or the vocabulary is of neither form or lacks the
             unknown token.
+
+    Source: GPT-1 paper, section 4.1; GPT-2 paper, section 2.2.
     """
 
     def __init__(
@@ -65,7 +67,6 @@ class Tokenizer(BaseTokenizer):
         padding_side: str = "right",
         truncation_side: str = "right",
     ) -> None:
-        """Build the pipeline and add the special tokens."""
         self.cleaning = check_cleaning(cleaning)
         self.byte_level = is_byte_level(vocab)
         required = END_OF_TEXT if self.byte_level else GPT1_UNKNOWN

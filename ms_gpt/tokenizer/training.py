@@ -44,6 +44,8 @@ def learn_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int, cleanin
 
     Raises:
         UserError: A number is too small, there is no text, or ``texts`` is not an iterable of texts.
+
+    Source: Sennrich, Haddow and Birch 2016, algorithm 1.
     """
     _check_numbers(vocab_size, MIN_VOCAB_SIZE, min_frequency)
     read = _passes(texts, clean_original if cleaning == "original" else str)
@@ -80,6 +82,8 @@ def learn_byte_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int) ->
 
     Raises:
         UserError: A number is too small, there is no text, or ``texts`` is not an iterable of texts.
+
+    Source: GPT-2 paper, section 2.2.
     """
     _check_numbers(vocab_size, MIN_BYTE_VOCAB_SIZE, min_frequency)
     is_empty = True

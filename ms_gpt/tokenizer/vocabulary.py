@@ -39,7 +39,6 @@ class VocabularyTokenizer(BaseTokenizer):
         padding_side: str = "right",
         truncation_side: str = "right",
     ) -> None:
-        """Number the tokens and add the special ones."""
         self._tokens: list[str] = []
         self._ids: dict[str, int] = {}
         self._marked: dict[str, None] = {}

@@ -55,7 +55,6 @@ class WordTokenizer(VocabularyTokenizer):
         padding_side: str = "right",
         truncation_side: str = "right",
     ) -> None:
-        """Number the words and add the special tokens."""
         self.mode = _check_mode(mode)
         roles = _default_roles(mode) | dict(special_tokens or {})
         super().__init__(vocab, roles, model_max_length, padding_side, truncation_side)

@@ -106,7 +106,7 @@ class TrainingArguments(_Fields):
         UserError: A name is unknown (with a suggestion) or a value is outside its range.
     """
 
-    def __init__(self, output_dir: str = "output", **values: Any) -> None:
+    def __init__(self, output_dir: str = "output", **values: Any) -> None:  # noqa: DOC102, DOC103 - see the fields
         known = [item.name for item in dataclasses.fields(_Fields)]
         renamed = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
         for name in renamed:

@@ -24,10 +24,13 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int)
 
 
 def f1_scores(matrix: np.ndarray) -> np.ndarray:
-    """Return the F1 of each class, 0 for a class that neither occurs nor is predicted.
+    """Compute the F1 of each class.
 
     Args:
         matrix: A confusion matrix (C, C).
+
+    Returns:
+        float array (C,) in [0, 1]; 0 for a class that neither occurs nor is predicted.
     """
     support = matrix.sum(0) + matrix.sum(1)
     return 2 * np.diag(matrix) / np.maximum(support, 1)

@@ -98,7 +98,7 @@ def load_part(data: str, part: str, label2id: Mapping[str, int] | None = None, t
 
 def scorer(model: GPTForSequenceClassification, tokenizer: BaseTokenizer, batch_size: int, options: Any,
            console: Any = None) -> Trainer:
-    """Return a trainer that only scores, with the truncation the model was trained with.
+    """Make a trainer that only scores, with the truncation the model was trained with.
 
     Args:
         model: The classifier.
@@ -106,6 +106,9 @@ def scorer(model: GPTForSequenceClassification, tokenizer: BaseTokenizer, batch_
         batch_size: Texts in a batch.
         options: Has ``device``, ``mode``, ``dtype`` and ``seed``.
         console: Where anything is drawn.
+
+    Returns:
+        The trainer, of which ``evaluate`` and ``predict`` are of use.
     """
     arguments = TrainingArguments(per_device_eval_batch_size=batch_size, device=options.device,
                                   mode=options.mode, dtype=options.dtype, seed=options.seed,

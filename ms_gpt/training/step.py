@@ -25,6 +25,9 @@ class Forward(CachedGraph):
         model: What is called.
         columns: Names of the model's arguments, in the order of the batch.
 
+    Inputs:
+        *batch: The columns of a batch: Tensors (B, ...).
+
     Outputs:
         What the model returns.
     """
@@ -49,6 +52,14 @@ class Loss(Forward):
         model: What is trained.
         columns: Names of the model's arguments, in the order of the batch.
         lm_coef: Weight of the language-model loss where a model returns two losses (``GPTDoubleHeadsModel``).
+
+    Inputs:
+        *batch: The columns of a batch: Tensors (B, ...).
+
+    Outputs:
+        float32 scalar Tensor.
+
+    Source: GPT-1 paper, equation 5, for the sum of two losses.
     """
 
     def __init__(self, model: GPTPreTrainedModel, columns: Sequence[str], lm_coef: float = 1.0) -> None:
@@ -172,6 +183,8 @@ class TrainStep(CachedGraph):
     Outputs:
         Tuple of float32 scalars: loss, global norm of the gradients before clipping, learning rate. With a scaler a
         norm that is not finite says that the batch changed nothing.
+
+    Source: Pascanu, Mikolov and Bengio 2013, algorithm 1, for clipping by the global norm.
     """
 
     # Made of the loss and the optimizer's parameters.
@@ -211,7 +224,7 @@ class TrainStep(CachedGraph):
         return outputs, norm, learning_rate
 
     def scaled_update(self, loss: Tensor, norm: Tensor, gradients: tuple) -> tuple[Tensor, Tensor, Tensor]:
-        """Make the update of a scaled loss, unless its gradients, and hence their norm, are not finite."""
+        """Make the update of a scaled loss unless its gradients, or their norm, are not finite; give three scalars."""
         scale = self.scaler.scale + 0.0
         norm = norm / scale
         # Not a branch, whose condition the host would have to read. One bad element makes the norm bad.

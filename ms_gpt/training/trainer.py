@@ -280,22 +280,18 @@ class Trainer:
         return TrainStep(loss, self.optimizer, schedule, args.max_grad_norm, self.scaler).set_train()
 
     def sample_batch(self) -> tuple[Tensor, ...]:
-        """Return the first batch of the training data."""
+        """Return the first batch of the training data, Tensors (B, T) and (B, ...)."""
         return tuple(Tensor(column) for column in next(iter(self.train_batches.epoch(0))))
 
     def count_tokens(self, batch: Sequence[Tensor]) -> int:
-        """Return the number of real tokens in a batch of the training data."""
+        """Return the number of real tokens in a batch of the training data, Tensors (B, T) and (B, ...)."""
         columns = self.train_batches.columns
         if "attention_mask" in columns:
             return int(batch[columns.index("attention_mask")].asnumpy().sum())
         return int((batch[1].asnumpy() != IGNORE_INDEX).sum())
 
     def forward(self, columns: Sequence[str]) -> nn.Cell:
-        """Return the Cell that evaluates batches with these columns.
-
-        Args:
-            columns: Names of the model's arguments; with ``targets`` the Cell returns the loss alone.
-        """
+        """Return the Cell for batches of these arguments of the model; with ``targets`` it gives the loss alone."""
         # One Cell for all evaluations, since a new one would compile every bucket again.
         key = tuple(columns)
         if key not in self._eval_steps:

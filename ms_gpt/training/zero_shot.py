@@ -66,6 +66,9 @@ def find_task(name: str) -> Task:
     Args:
         name: A key of ``TASKS``.
 
+    Returns:
+        The task.
+
     Raises:
         UserError: There is no such task.
     """
@@ -89,6 +92,8 @@ class ContinuationLogProbs(CachedGraph):
 
     Outputs:
         float32 Tensor (B, K, C), in nats; 0 where the target does not count.
+
+    Source: GPT-1 paper, section 5 (zero-shot behaviors).
     """
 
     def __init__(self, model: GPTLMHeadModel) -> None:
@@ -157,10 +162,13 @@ class ContinuationScorer:
         self.truncated = 0
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the log-probabilities in nats, float64 (N, C); ``truncated`` counts the texts that were cut.
+        """Score every continuation of every text; ``truncated`` counts the texts that were cut.
 
         Args:
             texts: At least one.
+
+        Returns:
+            Log-probabilities in nats, float64 array (N, C).
 
         Raises:
             UserError: There is no text, or the model or the tokenizer does not fit the continuations.
@@ -180,10 +188,13 @@ class ContinuationScorer:
         return np.take_along_axis(found, rows.row_of, 0)
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[list[int]]]]:
-        """Turn texts into pairs of a context and its continuations, as token ids that fit the model.
+        """Turn texts into contexts and continuations, as token ids that fit the model.
 
         Args:
             texts: At least one.
+
+        Returns:
+            A pair for each text, of the context and its C continuations.
 
         Raises:
             UserError: As for ``score``.
