@@ -100,7 +100,12 @@ def is_available(device: str) -> bool:
         return True
     with _quiet_mindspore():
         module = importlib.import_module(f"mindspore.device_context.{device}")
-        return bool(module.is_available())
+        if not module.is_available():
+            return False
+        # That of a GPU says only that the CUDA libraries load, which they do where there is no GPU too.
+        with contextlib.suppress(RuntimeError):
+            return device != "gpu" or module.device_count() > 0
+        return False
 
 
 def set_seed(seed: int) -> None:

@@ -1,0 +1,20 @@
+"""Which devices count as usable, with MindSpore's own answers stood in for."""
+
+import pytest
+from mindspore.device_context import gpu
+
+from ms_gpt import runtime
+
+
+def failing():
+    raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+
+
+@pytest.mark.parametrize(("count", "usable"), [(lambda: 2, True), (lambda: 0, False), (failing, False)])
+def test_cuda_libraries_without_a_gpu_are_no_gpu(count, usable, monkeypatch):
+    """MindSpore calls a GPU available as soon as the CUDA libraries load."""
+    monkeypatch.setattr(gpu, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "device_count", count)
+    assert runtime.is_available("gpu") is usable
+    monkeypatch.setattr(gpu, "is_available", lambda: False)
+    assert not runtime.is_available("gpu")
