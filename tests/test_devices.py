@@ -3,7 +3,7 @@
 import pytest
 from mindspore.device_context import gpu
 
-from ms_gpt import runtime
+from ms_gpt import UserError, runtime
 
 
 def failing():
@@ -18,3 +18,9 @@ def test_cuda_libraries_without_a_gpu_are_no_gpu(count, usable, monkeypatch):
     assert runtime.is_available("gpu") is usable
     monkeypatch.setattr(gpu, "is_available", lambda: False)
     assert not runtime.is_available("gpu")
+
+
+def test_bfloat16_on_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(runtime, "is_available", lambda device: True)
+    with pytest.raises(UserError, match="dtype='bfloat16' needs Ascend: .* Use --dtype float16"):
+        runtime.setup("gpu", dtype="bfloat16")
