@@ -242,14 +242,14 @@ def flash_attention(setting: Setting) -> Outcome:
 def verbs(setting: Setting) -> Outcome:
     """Run the command line: fine-tune on the built-in sample, and predict."""
     flags = ["--device", setting.device, "--json"]
-    folder, steps = setting.folder / "run", 2 if setting.quick else 200
-    size = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32"] if setting.quick else []
-    trained = _verb(["finetune", "--output-dir", str(folder), "--max-steps", str(steps), *size, *flags])
+    folder = setting.folder / "run"
+    quick = ["--max-steps", "2", "--n-layer", "1", "--n-head", "2", "--n-embd", "32"] if setting.quick else []
+    trained = _verb(["finetune", "--output-dir", str(folder), *quick, *flags])
     predicted = _verb(["predict", "--model", str(folder / "best"), *flags, "a wonderful film, not a minute too long"])
     label = predicted["predictions"][0]["label"]
     accuracy = trained["test"]["accuracy"]
-    require(setting.quick or (accuracy > 0.8 and label == "positive"), f"accuracy {accuracy}, predicted {label}")
-    return Outcome(note=f"test accuracy {accuracy:.3f} after {steps} steps")
+    require(setting.quick or (accuracy > 0.9 and label == "positive"), f"accuracy {accuracy}, predicted {label}")
+    return Outcome(note=f"test accuracy {accuracy:.3f}{' after 2 steps' if setting.quick else ''}")
 
 
 def _verb(words: list[str]) -> dict[str, Any]:
