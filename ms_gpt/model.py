@@ -259,6 +259,37 @@ class Block(nn.Cell):
         return x, weights
 
 
+class ExactLookup(nn.Cell):
+    """Rows of a table, with a gradient that does not depend on the order in which a device adds up.
+
+    A GPU adds the gradients of a row in the order in which its threads arrive, and a sum of floats depends on that
+    order. Here every gradient is first rounded to a multiple of one number, 2**-53 of a bound on all sums, so that each
+    sum is exact in float64 and any order gives the same bits.
+
+    Inputs:
+        table: float32 Tensor (V, D).
+        ids: int Tensor of any shape, in [0, V).
+
+    Outputs:
+        Tensor (..., D).
+
+    Source: Demmel and Nguyen 2013, pre-rounded summation with one fold.
+    """
+
+    def construct(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return the rows."""
+        return ops.gather(table, ids, 0)
+
+    def bprop(self, table: Tensor, ids: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the table, and zeros."""
+        rows = dout.reshape((-1, dout.shape[-1])).astype(ms.float64)
+        # What is added to such a number and taken away again is rounded to multiples of its last bit.
+        large = ops.ReduceMax()(ops.abs(dout)).astype(ms.float64) * (2.0 * rows.shape[0])
+        rows = (rows + large) - large
+        total = ops.UnsortedSegmentSum()(rows, ids.reshape((-1,)), table.shape[0])
+        return total.astype(table.dtype), ops.zeros_like(ids)
+
+
 class GPTModel(GPTPreTrainedModel):
     """The transformer without a head: token ids in, hidden states out.
 
@@ -294,6 +325,7 @@ class GPTModel(GPTPreTrainedModel):
         super().__init__(config)
         self.tokens_embed = nn.Embedding(config.vocab_size, config.n_embd, embedding_table="zeros")
         self.positions_embed = nn.Embedding(config.n_positions, config.n_embd, embedding_table="zeros")
+        self.exact_lookup, self.sums_exactly = ExactLookup(), False
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.CellList([Block(config, i) for i in range(config.n_layer)])
         self.window_size = config.window_size
@@ -317,20 +349,24 @@ class GPTModel(GPTPreTrainedModel):
         """Return the int32 scalar key of a head's dropout once the transformer has run; ``None`` outside training."""
         return mix(mix(self.dropout_state[0]) + self.dropout_state[1]) if self.training else None
 
+    def look_up(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
+        """Return the rows of an embedding."""
+        return self.exact_lookup(embedding.embedding_table, ids) if self.sums_exactly else embedding(ids)
+
     def embed(self, input_ids: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
               inputs_embeds: Tensor | None) -> Tensor:
         """Return the sum of token, position and token-type embeddings, (B, T, D)."""
         if inputs_embeds is None:
-            inputs_embeds = self.tokens_embed(input_ids)
+            inputs_embeds = self.look_up(self.tokens_embed, input_ids)
         length = inputs_embeds.shape[1]
         # Within a larger graph nothing has checked this yet.
         if length > self.config.n_positions:
             raise ValueError(f"a sequence of {length} tokens is longer than n_positions={self.config.n_positions}")
         if position_ids is None:
             position_ids = ops.arange(0, length, 1, dtype=ms.int32).reshape((1, length))
-        hidden_states = inputs_embeds + self.positions_embed(position_ids)
+        hidden_states = inputs_embeds + self.look_up(self.positions_embed, position_ids)
         if token_type_ids is not None:
-            hidden_states = hidden_states + self.tokens_embed(token_type_ids)
+            hidden_states = hidden_states + self.look_up(self.tokens_embed, token_type_ids)
         return hidden_states.astype(ms.float32)
 
     def layer_head_mask(self, head_mask: Tensor | None, layer: int) -> Tensor | None:

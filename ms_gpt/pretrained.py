@@ -185,6 +185,11 @@ class GPTPreTrainedModel(CachedGraph):
 
     def match_kernels(self) -> None:
         """Use the kernels if they are wanted and can be used now: device, mode or dtype may have changed."""
+        # Only a GPU adds up the gradients of an embedding in another order at every run.
+        sums_exactly = ms.get_context("device_target") == "GPU"
+        if self.backbone.sums_exactly != sums_exactly:
+            self.backbone.sums_exactly = sums_exactly
+            self.forget_graphs()
         are_used = self.wants_kernels and self.compute_dtype == ms.float32 and are_usable()
         if are_used == self.uses_kernels:
             return

@@ -42,7 +42,7 @@ def setup(device: str = "auto", mode: str = "graph", dtype: str = "float32", see
     Args:
         device: ``"auto"`` takes Ascend, then GPU, then CPU, whichever answers first.
         mode: ``"graph"`` compiles each model into one static graph; ``"pynative"`` runs op by op, for debugging.
-        dtype: Of the matrix products; half precision needs Ascend or a GPU.
+        dtype: Of the matrix products; float16 needs Ascend or a GPU, bfloat16 needs Ascend.
         seed: Seed for Python, NumPy and MindSpore.
 
     Returns:
@@ -64,6 +64,9 @@ def setup(device: str = "auto", mode: str = "graph", dtype: str = "float32", see
     if device == "cpu" and dtype != "float32":
         raise UserError(f"dtype={dtype!r} needs Ascend or a GPU: MindSpore's CPU kernels cannot train in half "
                         "precision. Use --dtype float32")
+    if device == "gpu" and dtype == "bfloat16":
+        raise UserError("dtype='bfloat16' needs Ascend: MindSpore's GPU kernels multiply no bfloat16 matrices. "
+                        "Use --dtype float16")
     ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
     _set_device(device)
     if device == "cpu":
@@ -100,7 +103,12 @@ def is_available(device: str) -> bool:
         return True
     with _quiet_mindspore():
         module = importlib.import_module(f"mindspore.device_context.{device}")
-        return bool(module.is_available())
+        if not module.is_available():
+            return False
+        # That of a GPU says only that the CUDA libraries load, which they do where there is no GPU too.
+        with contextlib.suppress(RuntimeError):
+            return device != "gpu" or module.device_count() > 0
+        return False
 
 
 def set_seed(seed: int) -> None:

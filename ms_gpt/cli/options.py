@@ -58,7 +58,7 @@ class RuntimeOptions(Options):
     Args:
         device: Where the model runs; auto takes Ascend, then GPU, then CPU.
         mode: Compile the whole step into one graph, or run operator by operator for debugging.
-        dtype: Number format of the computation; half precision needs Ascend or GPU.
+        dtype: Number format of the computation; float16 needs Ascend or a GPU, bfloat16 Ascend.
         seed: Seed of everything that is random.
     """
 

@@ -97,7 +97,7 @@ class TrainingArguments(_Fields):
         device: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"ascend"``.
         mode: ``"graph"`` or ``"pynative"``.
         dtype: Of the matrix products: ``"float32"``, ``"float16"``, which turns on dynamic loss scaling, or
-            ``"bfloat16"``.
+            ``"bfloat16"``, which Ascend alone computes in.
         flash_attention: Use Ascend's fused attention where it can be; see ``model.set_flash_attention``.
         dataset_sink_mode: Queue the batches on the device, Ascend or GPU, as ``mindspore.train.Model`` does; all must
             have one shape.

@@ -145,12 +145,17 @@ class SampledTargetLoss(nn.Cell):
         drawn = self.frequent + places - self.rare * (places >= self.rare).astype(ms.int32)
         return ops.cat((ops.arange(0, self.frequent, 1, dtype=ms.int32), drawn), 0)
 
+    def rows_of(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return rows of the table of output embeddings."""
+        backbone = self.model.transformer
+        return backbone.exact_lookup(table, ids) if backbone.sums_exactly else ops.gather(table, ids, 0)
+
     def scores(self, hidden_states: Tensor, targets: Tensor, start: Tensor) -> Tensor:
         """Return logits (N, 1 + tokens), the targets' own first, the logarithms of the weights added."""
         table = self.model.output_table()
         ids = self.scored_ids(start)
-        own = self.sum(hidden_states * ops.gather(table, targets, 0), -1)
-        logits = self.model.project(hidden_states, ops.gather(table, ids, 0)).astype(ms.float32)
+        own = self.sum(hidden_states * self.rows_of(table, targets), -1)
+        logits = self.model.project(hidden_states, self.rows_of(table, ids)).astype(ms.float32)
         is_target = ids.reshape((1, -1)) == targets.reshape((-1, 1))
         lowest = Tensor(float(np.finfo(np.float32).min), ms.float32)
         return ops.cat((own, ops.where(is_target, lowest, logits + self.log_weights)), 1)
