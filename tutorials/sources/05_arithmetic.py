@@ -208,11 +208,12 @@ STEPS, EVERY = 600, 50
 
 
 class Watch(Callback):
-    """Notes at each evaluation which digits of all sums are right: bool (10000, 3), hundreds first."""
+    """Notes at each evaluation the answers (10000,) to all sums, and which digits are right (10000, 3)."""
 
     def __init__(self, trainer, layout):
         super().__init__()
-        self.trainer, self.layout, self.steps, self.right = trainer, layout, [], []
+        self.trainer, self.layout = trainer, layout
+        self.steps, self.right, self.answers = [], [], []
 
     def on_train_step_end(self, run_context):
         step = self.trainer.state.step
@@ -220,14 +221,16 @@ class Watch(Callback):
             return
         forward = self.trainer.forward(["input_ids"])
         self.trainer.model.set_train(False)
-        right = []
+        right, digits = [], []
         for input_ids, targets in RowBatches(*write_sums(every_sum, self.layout, True), 1000).epoch():
             guesses = forward(Tensor(input_ids))[0].asnumpy().argmax(-1)
             right.append((guesses == targets)[:, ANSWER - 1 :])
+            digits.append(guesses[:, ANSWER - 1 :])  # the token of a digit is the digit
         self.trainer.model.set_train()
-        right = np.concatenate(right)
+        order = slice(None, None, -1 if self.layout == "reversed" else 1)
         self.steps.append(step)
-        self.right.append(right[:, ::-1] if self.layout == "reversed" else right)
+        self.right.append(np.concatenate(right)[:, order])
+        self.answers.append(np.concatenate(digits)[:, order] @ [100, 10, 1])
 
 
 def train(layout, seed=0):
@@ -315,16 +318,18 @@ plt.show()
 #
 # A map of all sums for the plain layout: a upwards, b to the right, darker where more of the three digits are wrong.
 # The errors are not scattered, they have a pattern. On a diagonal stand the sums with the same answer, so stripes along
-# it mean that the model has a feeling for the size of the answer, and errs near the places where the tens change. The
-# bars count the sums that are wrong in the third map: by the number of carries, and by the last digit of the answer.
+# it mean that the model has a feeling for the size of the answer before it can add. The bars count the sums that are
+# wrong in the third map: the number of carries says little, the last digit of the answer a lot. Answers that end in 9
+# are right and those that end in 0, just above a multiple of ten, are wrong: the tens come out one too low (the line
+# below the maps counts how often).
 
 # %% [markdown] zh
 # ## 错在哪里
 #
 # 下面是 plain 写法下所有算式的地图：纵轴为 a，横轴为 b，三位数字中错得越多颜色越深。
 # 错误并不是随机散布的，而是有规律的。同一条对角线上的算式答案相同，所以沿对角线的条纹意味着
-# 模型已经对答案的大小有了感觉，但在十位发生变化的地方附近出错。条形图统计第三幅地图中算错的算式：
-# 按进位次数，以及按答案的末位数字。
+# 模型在学会加法之前，就已经对答案的大小有了感觉。条形图统计第三幅地图中算错的算式：进位次数影响不大，
+# 答案的末位数字却影响很大。以 9 结尾的答案是对的，而以 0 结尾、刚刚超过整十的答案是错的：十位少了一。
 
 # %%
 stages = [2, 3, 4, 6]
@@ -345,6 +350,8 @@ for axes, groups, name in ((panels[-2], carries, "carries"), (panels[-1], every_
     axes.set(xlabel=name, xticks=values, ylim=(0, 1))
     axes.set_title(f"share wrong, step {watch.steps[stages[2]]}", fontsize=10)
 plt.show()
+too_low = (watch.answers[stages[2]] - every_sum.sum(1))[wrong] == -10
+print(f"step {watch.steps[stages[2]]}: {too_low.mean():.0%} of the wrong answers are exactly ten too low")
 
 # %% [markdown] en
 # ## The test, once

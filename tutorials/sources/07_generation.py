@@ -44,7 +44,7 @@ from mindspore import Tensor
 from ms_gpt import GPTConfig, GPTLMHeadModel, Trainer, TrainingArguments, generate
 from ms_gpt.console import Console
 from ms_gpt.data import BlockBatches, load_text
-from ms_gpt.generation import GenerationSettings, Session, TokenStream, stream_generate
+from ms_gpt.generation import Session, stream_generate
 from ms_gpt.generation.processors import Temperature, TopK, TopP, log_softmax, softmax
 from ms_gpt.plots import BLUE, GREEN, GREY, ORANGE
 from ms_gpt.tokenizer import train_tokenizer
@@ -152,11 +152,12 @@ piece = ids["valid"][300:345]
 all_logits = model(Tensor(piece[None].astype(np.int32)))[0].asnumpy()[0]
 needed = (TopP(0.9)([[]] * len(piece), all_logits) > -np.inf).sum(-1)[:-1]
 figure, axes = plt.subplots(figsize=(13, 3), layout="constrained")
-starts = [tokenizer.decode([int(token)])[:1].isspace() for token in piece[1:]]
+shown = [tokenizer.decode([int(token)]) for token in piece]
+starts = [text[:1].isspace() or before.endswith("\n") for before, text in zip(shown, shown[1:], strict=False)]
 axes.bar(range(len(needed)), needed, color=[ORANGE if start else BLUE for start in starts])
 axes.axhline(40, color=GREY, linestyle="--")
 axes.text(len(needed) - 0.4, 42, "k = 40", color=GREY, ha="right", va="bottom", fontsize=9)
-axes.set_xticks(range(len(needed)), [repr(tokenizer.decode([int(token)]))[1:-1] for token in piece[1:]], rotation=75)
+axes.set_xticks(range(len(needed)), [repr(text)[1:-1] for text in shown[1:]], rotation=75)
 axes.set(yscale="log", ylabel="tokens for p = 0.9", title="orange: a new word or line begins; blue: within a word")
 plt.show()
 
@@ -296,25 +297,29 @@ print(f"\nfinish_reason: {chunk.finish_reason}")
 # 在静态图下，缓存的形状固定，由两张图使用：一张读取提示，一张每次多读一个词元。
 
 # %%
-def watch(use_cache, rows, new):
-    """Return the tokens (new, B) and the seconds after each step."""
-    settings = GenerationSettings(max_new_tokens=new, use_cache=use_cache, eos_token_id=-1).validate()
-    for _ in range(2):  # the first run compiles the graphs
-        tokens, seconds, start = [], [], time.perf_counter()
-        for step in TokenStream(model, rows, settings):
-            tokens.append(step)
-            seconds.append(time.perf_counter() - start)
-    return np.array(tokens), np.array(seconds)
+cached = model.generate(prompts, max_new_tokens=NEW)
+uncached = model.generate(prompts, max_new_tokens=NEW, use_cache=False)
+print(f"{NEW} tokens for {len(prompts)} rows; the same ids: {np.array_equal(cached.asnumpy(), uncached.asnumpy())}")
 
 
-new = LENGTH - 8
-cached, cached_seconds = watch(True, prompts, new)
-uncached, uncached_seconds = watch(False, prompts, new)
-print(f"{new} tokens for {len(prompts)} rows; the same ids: {np.array_equal(cached, uncached)}")
+def milliseconds(length, use_cache):
+    """Return the median time of a step that reads a new token of eight rows, in graphs for so many tokens."""
+    session = Session(model, batch_size=8, length=length, use_cache=use_cache)
+    rows, times = [ids["valid"][i * 200 :][: length - 14].tolist() for i in range(8)], []
+    for _ in range(14):
+        start = time.perf_counter()
+        tokens = session.read(rows)[0].asnumpy()
+        times.append(time.perf_counter() - start)
+        rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+    return 1000 * np.median(times[2:])  # the first two steps read the prompt and compile
+
+
+lengths = [16, 32, 64, 128]
 figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
-axes.plot(uncached_seconds, color=ORANGE, label="without cache")
-axes.plot(cached_seconds, color=BLUE, label="with cache")
-axes.set(xlabel="new tokens", ylabel="seconds")
+for use_cache, color in ((False, ORANGE), (True, BLUE)):
+    axes.plot(lengths, [milliseconds(length, use_cache) for length in lengths], color=color, marker="o",
+              label="with cache" if use_cache else "without cache")
+axes.set(xlabel="tokens in a row", ylabel="ms for the next token of 8 rows", xticks=lengths, ylim=(0, None))
 axes.legend(frameon=False)
 plt.show()
 
