@@ -295,7 +295,7 @@ for name, found in figures.items():
 # %%
 known = set(map(words.id_to_token, range(len(words))))
 unknown = [word for word in valid_text.split() if word not in known]
-print(f"the model of words does not know {len(unknown) / word_count:.1%} of the words, such as {', '.join(unknown[:4])}")
+print(f"the model of words does not know {len(unknown) / word_count:.1%} of the words: {', '.join(unknown[:4])} ...")
 
 rows = {name: found["eval_loss"] * found["eval_n"] for name, found in figures.items()}
 spelling = sum(len(word) + 1 for word in unknown) * figures["characters"]["eval_loss"]
