@@ -141,11 +141,13 @@ encode_steps("_wondering", merges)
 
 # %% [markdown] en
 # The library learns the same with the `tokenizers` package, thousands of merges in a second, and on bytes: so that even
-# a sign that never occurred can be written. Its first merges should be ours.
+# a sign that never occurred can be written. Its first merges should be ours; only where two pairs are equally frequent
+# either may come first.
 
 # %% [markdown] zh
 # 本库借助 `tokenizers` 包学习同样的编码，一秒钟可以完成数千次合并，而且以字节为单位，
-# 因此从未出现过的符号也能写出来。它最先学到的合并应该与我们的一致。
+# 因此从未出现过的符号也能写出来。它最先学到的合并应该与我们的一致，
+# 只有在两个词元对出现次数相同时，先后次序才可能不同。
 
 # %%
 bpe = train_tokenizer([train_text], "byte-bpe", vocab_size=2000)
@@ -153,7 +155,8 @@ theirs = [bpe.id_to_token(256 + i).replace("Ġ", "_") for i in range(len(merges)
 ours = ["".join(pair) for pair in merges]
 same = sum(a == b for a, b in zip(ours, theirs, strict=True))
 print(f"{same} of {len(ours)} merges stand at the same place; {len(set(ours) & set(theirs))} are in both lists")
-print("the last of 2,000 tokens:", " ".join(bpe.id_to_token(len(bpe) - i).replace("Ġ", "_") for i in range(12, 1, -1)))
+last = [bpe.id_to_token(len(bpe) - i).replace("Ġ", "_") for i in range(12, 1, -1)]
+print(f"the last of {len(bpe):,} tokens:", " ".join(last))
 unseen = "Grüße, 世界!"
 print(f"{unseen!r} is {len(bpe.encode(unseen))} tokens and comes back as {bpe.decode(bpe.encode(unseen))!r}")
 
