@@ -55,7 +55,7 @@ else:
     settings = {"n_layer": 2, "n_head": 4, "max_length": 128, "dropout": 0.1, "word_dropout": 0.0, "lm_coef": 0.5,
                 "pretrain_epochs": 6, "epochs": 16, "adam_beta2": 0.999}
 
-names = parts["train"].label_names
+names = parts["train"].label_names or ["negative", "positive"]  # IMDB's file says 0 and 1
 for part, rows in parts.items():
     print(f"{part:<11}{len(rows):>6,} reviews", {name: rows["label"].count(i) for i, name in enumerate(names)})
 print(f"\n{names[parts['train'][0]['label']]}: {parts['train'][0]['text'][:300]}")
@@ -120,7 +120,7 @@ import numpy as np
 
 from ms_gpt import Tokenizer
 from ms_gpt.data.encode import clean_text, encode_texts
-from ms_gpt.plots import BLUE, GREEN, GREY, ORANGE
+from ms_gpt.plots import BLUE, GREEN, ORANGE
 from ms_gpt.tokenizer import GPT1_SPECIAL_TOKENS
 
 texts = {part: [clean_text(text) for text in rows["text"]] for part, rows in parts.items()}  # <br /> is a line end
@@ -276,8 +276,9 @@ result = trainer.train()
 log = trainer.log.read()
 for row in log:
     if "eval_loss" in row:
-        print(f"epoch {row['epoch']:>4.1f}   validation loss {row['eval_loss']:.4f}   accuracy {row['eval_accuracy']:.3f}"
-              + ("   <- best" if row["step"] == result["best_step"] else ""))
+        best = "  <- best" if row["step"] == result["best_step"] else ""
+        print(f"epoch {row['epoch']:>4.1f}: validation loss {row['eval_loss']:.3f}, "
+              f"accuracy {row['eval_accuracy']:.3f}{best}")
 
 # %%
 train_points = [(row["step"], row["loss"]) for row in log if "loss" in row]
@@ -323,9 +324,8 @@ predictions = list(labeller.label(parts["test"]["text"]))
 predicted = np.array([names.index(prediction["label"]) for prediction in predictions])
 
 n = len(predicted)
-for name, right in (("GPT", predicted == labels["test"]), ("bag of words", features["test"] @ bag > 0)):
-    right = right if name == "GPT" else right == labels["test"]
-    p = right.mean()
+for name, answers in (("GPT", predicted), ("bag of words", features["test"] @ bag > 0)):
+    p = (answers == labels["test"]).mean()
     print(f"{name:<13} test accuracy {p:.3f} +- {1.96 * np.sqrt(p * (1 - p) / n):.3f}")
 
 matrix = confusion_matrix(labels["test"], predicted, len(names))
