@@ -68,8 +68,8 @@ def write_csv(path, rows):
 write_csv(labelled, reviews[5000:7500])
 write_csv(later, zip(sample["test"]["text"], sample["test"]["label"], strict=True))
 
-print(len(list(text_folder.iterdir())), "text files; the first line:", (text_folder / "notes-000.txt").open().readline())
-print("".join(labelled.open().readlines()[:3]))
+print((text_folder / "notes-000.txt").read_text(encoding="utf-8")[:300], "...\n")
+print(labelled.read_text(encoding="utf-8")[:300], "...")
 
 # %% [markdown] en
 # ## The commands
@@ -94,7 +94,8 @@ import sys
 
 def ms_gpt(command):
     print(f"$ python -m ms_gpt {command}")
-    done = subprocess.run([sys.executable, "-m", "ms_gpt", *shlex.split(command), "--json"], capture_output=True, text=True)
+    words = [sys.executable, "-m", "ms_gpt", *shlex.split(command), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -170,7 +171,8 @@ Image(filename=str(language_run / "loss.png"), width=420)
 from ms_gpt import AutoModel, Tokenizer, generate
 
 prompts = ["The acting", "I had expected"]
-written = ms_gpt(f"generate --model {language_run}/best {shlex.join(prompts)} --max-new-tokens 40 --temperature 0.7 --seed 5")
+written = ms_gpt(f"generate --model {language_run}/best {shlex.join(prompts)} --max-new-tokens 40 --temperature 0.7 "
+                 "--seed 5")
 language_model = AutoModel.from_pretrained(language_run / "best")
 tokenizer = Tokenizer.from_pretrained(language_run / "best")
 again = generate(language_model, tokenizer, prompts, max_new_tokens=40, temperature=0.7, seed=5)
@@ -303,8 +305,7 @@ for name in ("classifier.ckpt", "pytorch_model.bin"):
     report = convert(classifier_run / "best", work / "converted" / name)
     loaded = GPTForSequenceClassification.from_pretrained(work / "converted" / name, num_labels=2, n_head=4)
     difference = np.abs(loaded(Tensor([row]))[0].asnumpy()[0] - logits).max()
-    size = (work / "converted" / name).stat().st_size / 1e6
-    print(f"{name:<18} {report.target_format:<6} {len(report.rows)} tensors, {size:.1f} MB, logits differ by {difference}")
+    print(f"{name:<18} {report.target_format:<6} {len(report.rows)} tensors, logits differ by {difference}")
 
 # %% [markdown] en
 # ## A graph for another program
