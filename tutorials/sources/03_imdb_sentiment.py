@@ -52,7 +52,7 @@ if DATA:
     print(f"{len(imdb['test']) - len(new)} of the official test reviews are training reviews too: left out")
     parts["test"] = imdb["test"].select(new).shuffle(seed=0).select(range(2000))
     settings = {"n_layer": 1, "n_head": 2, "max_length": 256, "dropout": 0.2, "word_dropout": 0.3, "lm_coef": 0.0,
-                "pretrain_epochs": 0.25, "epochs": 3, "adam_beta2": 0.98}
+                "pretrain_epochs": 0.1, "epochs": 3, "adam_beta2": 0.98}
 else:
     parts = load_dataset("sample")
     settings = {"n_layer": 2, "n_head": 4, "max_length": 128, "dropout": 0.1, "word_dropout": 0.0, "lm_coef": 0.5,
@@ -77,8 +77,9 @@ print(f"\n{names[parts['train'][0]['label']]}: {parts['train'][0]['text'][:300]}
 # %% [markdown] zh
 # ## 互不重叠，以及怎样就会重叠
 #
-# `split` 按随机种子一次性抽取索引，把相同的文本放在同一部分（IMDB 中有重复的影评），并让各部分的类别比例一致。任何一
-# 条影评都不会同时出现在两个部分里。这一点可以检查，那就检查一下。
+# `split` 按随机种子一次性抽取索引，把相同的文本放在同一部分（IMDB 中有重复的影评），并让各部分的类别比例一致。IMDB 官
+# 方的训练集与测试集也有少量相同的影评，我们已将其从测试集中去掉。任何一条影评都不会同时出现在两个部分里。这一点可以检
+# 查，那就检查一下。
 #
 # 单元格的后半段演示了许多 notebook 在不知不觉中犯的错误：数据集每次读取都重新打乱，而各部分是从两种不同的顺序中切出来
 # 的。这样的验证集有五分之四已经训练过，它的准确率说明不了模型对新影评的表现。

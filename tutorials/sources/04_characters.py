@@ -1,8 +1,8 @@
 # %% [markdown] en
 # # 04 Characters: a small GPT that writes Shakespeare
 #
-# A language model learns one thing: which token comes next. Here a token is a single character, the text is all of
-# Shakespeare's plays in one file, and the model has 0.8 million parameters. It begins by typing at random, and within
+# A language model learns one thing: which token comes next. Here a token is a single character, the text is forty
+# thousand lines of Shakespeare, and the model has 0.8 million parameters. It begins by typing at random, and within
 # 2,000 steps it has learnt to spell, to name speakers and to break lines. The setting is that of minGPT's `play_char`,
 # at the size that nanoGPT gives for a CPU.
 #
@@ -16,9 +16,9 @@
 # %% [markdown] zh
 # # 04 字符：用小型 GPT 写莎士比亚
 #
-# 语言模型只学一件事：预测下一个 token。本教程中一个 token 就是一个字符，训练文本是收在一个文件里的莎士比亚戏剧，模型
-# 只有 80 万个参数。它起初只会乱敲字符，2000 步之内就学会了拼写、写出角色名、按台词换行。任务与 minGPT 的 `play_char`
-# 相同，规模取 nanoGPT 为 CPU 给出的配置。
+# 语言模型只学一件事：预测下一个 token。本教程中一个 token 就是一个字符，训练文本是四万行莎士比亚戏剧，模型只有 80 万
+# 个参数。它起初只会乱敲字符，2000 步之内就学会了拼写、写出角色名、按台词换行。任务与 minGPT 的 `play_char` 相同，规模
+# 取 nanoGPT 为 CPU 给出的配置。
 #
 # 您将看到：字符如何变成数字，一条训练样本长什么样，模型要好到什么程度才算胜过简单的计数，损失值说明了什么，以及温度如
 # 何改变生成的文本。在两个 CPU 核上大约需要 2 分钟；在昇腾 NPU 上代码无需任何改动。

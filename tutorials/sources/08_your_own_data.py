@@ -102,7 +102,7 @@ def ms_gpt(command):
 
 
 info = ms_gpt("info")
-print(sorted(info))
+print(f"Python {info['python']}, known problems here: {info['problems'] or 'none'}")
 
 # %% [markdown] en
 # ## A language model of a folder
@@ -333,7 +333,8 @@ print(f"{report.path.name}: inputs {[(item['name'], item['shape']) for item in r
 graph = ms.nn.GraphCell(ms.load(str(report.path)))
 input_ids, attention_mask = np.zeros((2, 1, 64), np.int32)
 input_ids[0, : len(row)], attention_mask[0, : len(row)] = row, 1
-print("from the graph:", graph(Tensor(input_ids), Tensor(attention_mask)).asnumpy()[0], "from the model:", logits)
+found = graph(Tensor(input_ids), Tensor(attention_mask)).asnumpy()[0]
+print("from the graph:", found.round(4), "from the model:", logits.round(4))
 
 # %% [markdown] en
 # ## Exercise
