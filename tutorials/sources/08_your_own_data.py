@@ -75,14 +75,14 @@ print(labelled.read_text(encoding="utf-8")[:300], "...")
 # ## The commands
 #
 # `python -m ms_gpt VERB` (or `ms-gpt VERB`, once the package is installed) is what you would type in a terminal. The
-# helper below runs a command and returns what it says: with `--json` every verb prints one JSON object as its last
+# helper below runs a command with `--json` and returns what it says: every verb then prints one JSON object as its last
 # line, and its progress goes elsewhere. `--help` after a verb shows each flag with its default.
 
 # %% [markdown] zh
 # ## 命令行
 #
-# `python -m ms_gpt VERB`（安装之后也可写作 `ms-gpt VERB`）就是您在终端里输入的内容。下面的辅助函数运行一条命令并返回
-# 它的输出：加上 `--json`，每个子命令都会把一个 JSON 对象作为最后一行打印出来，进度信息则输出到别处。在子命令后加
+# `python -m ms_gpt VERB`（安装之后也可写作 `ms-gpt VERB`）就是您在终端里输入的内容。下面的辅助函数加上 `--json` 运行
+# 一条命令并返回它的输出：此时每个子命令都会把一个 JSON 对象作为最后一行打印出来，进度信息则输出到别处。在子命令后加
 # `--help` 可查看所有参数及其默认值。
 
 # %%
@@ -281,6 +281,17 @@ logits = classifier(Tensor([row]))[0].asnumpy()[0]
 chances = np.exp(logits) / np.exp(logits).sum()
 print([tokenizer.decode([token], skip_special_tokens=False) for token in row])
 print({classifier.config.id2label[i]: round(float(chance), 3) for i, chance in enumerate(chances)})
+
+# %% [markdown] en
+# The first text is praise, and the model is 95 % sure of the opposite. The tokens show why: `t`, `he` and ` f`, `ou`,
+# `nd` are crumbs. No text in our data begins with a small "the", and none says "I found", so tokenizer and model have
+# never met these words; a probability means little so far from home. What helps is texts like those that will come:
+# more of them, more varied, or a model pre-trained on a large part of the web.
+
+# %% [markdown] zh
+# 第一句其实是表扬，模型却有 95% 的把握认为相反。看 token 就明白原因：`t`、`he` 和 ` f`、`ou`、`nd` 都是碎片。我们的数
+# 据中没有一条以小写的 “the” 开头，也没有出现过 “I found”，分词器和模型从未见过这些词；离训练数据这么远时，概率没
+# 有多少意义。有帮助的是与将来输入相似的文本：更多、更多样；或者使用在大规模语料上预训练过的模型。
 
 # %% [markdown] en
 # ## Other formats
