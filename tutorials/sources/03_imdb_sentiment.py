@@ -302,8 +302,10 @@ plt.show()
 
 # %% [markdown] en
 # The training loss is a mean over reviews with a third of their words missing, and with dropout: it looks worse than
-# the validation loss for a while and still says the model is learning. When it falls and the validation loss rises, the
-# model has begun to learn reviews by heart; that is the moment the choice of the best epoch is for.
+# the validation loss for a while and still says the model is learning. Towards the end it falls well below, and the
+# validation loss rises again: the model begins to learn reviews by heart, and becomes surer of its errors too. Its
+# accuracy still rises a little. Which of the two chooses the epoch has to be decided beforehand; we report accuracy, so
+# accuracy decides.
 #
 # ## The test set, once
 #
@@ -312,8 +314,9 @@ plt.show()
 # that mean nothing.
 
 # %% [markdown] zh
-# 训练损失是在丢掉三成词、并启用 dropout 的条件下计算的，所以有一段时间它看起来比验证损失还差，但模型确实在学习。如果
-# 训练损失下降而验证损失上升，说明模型开始死记影评；选择最佳 epoch 正是为了应对这一刻。
+# 训练损失是在丢掉三成词、并启用 dropout 的条件下计算的，所以有一段时间它看起来比验证损失还差，但模型确实在学习。到后
+# 期，训练损失明显更低，而验证损失重新上升：模型开始死记影评，对自己的错误也更有把握，不过准确率仍略有提高。用哪一个来
+# 选 epoch 应当事先定好；我们报告的是准确率，所以由准确率决定。
 #
 # ## 测试集只用一次
 #
@@ -373,20 +376,44 @@ for low, high in ((0.5, 0.7), (0.7, 0.9), (0.9, 0.97), (0.97, 1.01)):
               f"{(predicted == labels['test'])[chosen].mean():.1%} right")
 
 # %% [markdown] en
-# DISCUSS
+# In the run shown here, the five surest errors are of four kinds, and only some are the model's fault:
+#
+# - **The label is wrong.** "Excellent movie", "Highly Recommended: 7/10", filed as negative; the Heffalump review is
+#   hardly a condemnation either. No model can be right about such reviews, and one that is has learnt them by heart.
+# - **What decides is a comparison.** "A long way from the wonderful Les enfants du paradis" praises another film. "Too
+#   little cinema and too little human emotions" needs "too little" to be read together with what follows.
+# - **Irony and wishes.** "I am sorry that I did not postpone indefinitely seeing it": each word is harmless.
+# - **The verdict is plain, and was missed.** "A rancid piece of garbage not worth viewing": the words are rare among
+#   6,000 reviews, and more data, or a pre-trained model that knows them, is the remedy.
+#
+# The table says something else: the probabilities are too high. Where the model claims 70 to 90 %, it is right two
+# times out of three. After training by heart has set in, a probability is a ranking, not a promise; whoever needs one
+# that holds calibrates it on validation (by a temperature, for example), and for rejecting doubtful cases the ranking
+# will do.
 
 # %% [markdown] zh
-# DISCUSS
+# 在这里展示的运行中，最有把握的五个错误可分为四类，其中只有一部分是模型的过失：
+#
+# - **标签本身有误。** “Excellent movie”“Highly Recommended: 7/10”，却被归为负面；评论 Heffalump 的那条也很难算是
+#   批评。这样的影评任何模型都答不对，能答对的只是背下来了。
+# - **起决定作用的是比较。** “A long way from the wonderful Les enfants du paradis” 夸的是另一部影片。 “too little
+#   cinema and too little human emotions” 则必须把 “too little” 与后面的词连起来读。
+# - **反讽与愿望。** “I am sorry that I did not postpone indefinitely seeing it”：单看每个词都没有褒贬。
+# - **结论很明白，却没读出来。** “A rancid piece of garbage not worth viewing”：这些词在 6000 条影评中很少见，解决办
+#   法是更多的数据，或者认识这些词的预训练模型。
+#
+# 表格还说明了另一件事：概率偏高。模型声称有 70% 到 90% 把握时，三次里只对两次。开始死记之后，概率只能用来排序，不能当
+# 作承诺；需要可信的概率，就要在验证集上校准（例如用温度缩放）；如果只是为了筛出可疑的样本，排序就够用了。
 
 # %% [markdown] en
 # ## Your own sentences
 #
-# The last one is a trap: every opinion word in it is negated.
+# The last one is a trap: every opinion word in it is praise, and negated.
 
 # %% [markdown] zh
 # ## 试试自己的句子
 #
-# 最后一句是个陷阱：其中每个表达观点的词都被否定了。
+# 最后一句是个陷阱：其中表达观点的词都是褒义的，却都被否定了。
 
 # %%
 sentences = [
@@ -399,11 +426,14 @@ for prediction in labeller.label(sentences):
     print(f"{prediction['label']:<9}{prediction['probability']:.3f}  {prediction['text']}")
 
 # %% [markdown] en
+# All four are right. That the trap did not work proves little: "not" and "never" are frequent in bad reviews, so a bag
+# of words may fall on the right side as well. Try sentences that tell the two apart, such as "not bad at all".
+#
 # ## What this reaches, and how to go on
 #
 # | what | test accuracy |
 # |---|---|
-# | this notebook: 6,000 reviews, 256 tokens, 2 minutes | see above |
+# | this notebook: 6,000 reviews, 256 tokens, 2 minutes | .841 (bag of words .868) |
 # | all 25,000 reviews, 512 tokens: `python -m ms_gpt finetune --data imdb` (about 40 minutes) | .882 |
 # | bag of words and word pairs (TF-IDF, logistic regression) on all 25,000 | .911 |
 # | GPT-1's pre-trained weights, fine-tuned (the course's own notebooks) | .918 to .925 |
@@ -434,11 +464,14 @@ for prediction in labeller.label(sentences):
 # </details>
 
 # %% [markdown] zh
+# 四句都判断正确。陷阱没有奏效并不能说明太多：差评里本来就常有 “not” 和 “never”，词袋模型也可能蒙对。请试试能区分
+# 两者的句子，例如 “not bad at all”。
+#
 # ## 能达到什么水平，如何继续
 #
 # | 内容 | 测试准确率 |
 # |---|---|
-# | 本教程：6000 条影评，256 个 token，2 分钟 | 见上文 |
+# | 本教程：6000 条影评，256 个 token，2 分钟 | .841（词袋 .868） |
 # | 全部 25000 条影评，512 个 token：`python -m ms_gpt finetune --data imdb`（约 40 分钟） | .882 |
 # | 全部 25000 条影评上的词与词对（TF-IDF、逻辑回归） | .911 |
 # | 微调 GPT-1 预训练权重（课程自己的 notebook） | .918 到 .925 |
