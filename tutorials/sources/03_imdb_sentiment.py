@@ -458,7 +458,7 @@ for prediction in labeller.label(sentences):
 #
 # `GPTForSequenceClassification(config.replace(num_labels=2, classifier_pdrop=0.2))` is a classifier from scratch;
 # `truncation` is an argument of `TrainingArguments`. With 1,000 validation reviews an accuracy of .84 is known to
-# within 2.3 points, and the choice of seed moves it by about a point: train each variant with three seeds (`seed` in
+# within 2.3 points, and the choice of seed may move it by a point: train each variant with three seeds (`seed` in
 # `TrainingArguments`, and in the config for the initial weights) before you believe a difference.
 #
 # </details>
@@ -494,7 +494,7 @@ for prediction in labeller.label(sentences):
 #
 # `GPTForSequenceClassification(config.replace(num_labels=2, classifier_pdrop=0.2))` 就是从零开始的分类器；
 # `truncation` 是 `TrainingArguments` 的参数。用 1000 条验证影评时，.84 的准确率误差约为 2.3 个百分点，换一个随机种子
-# 也会使它变动约 1 个百分点：每种设置都用三个种子训练（`TrainingArguments` 的 `seed`，以及配置中决定初始权重的
+# 也可能使它变动 1 个百分点：每种设置都用三个种子训练（`TrainingArguments` 的 `seed`，以及配置中决定初始权重的
 # `seed`），再相信看到的差异。
 #
 # </details>
