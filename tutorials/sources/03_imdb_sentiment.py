@@ -383,8 +383,9 @@ for low, high in ((0.5, 0.7), (0.7, 0.9), (0.9, 0.97), (0.97, 1.01)):
 # - **What decides is a comparison.** "A long way from the wonderful Les enfants du paradis" praises another film. "Too
 #   little cinema and too little human emotions" needs "too little" to be read together with what follows.
 # - **Irony and wishes.** "I am sorry that I did not postpone indefinitely seeing it": each word is harmless.
-# - **The verdict is plain, and was missed.** "A rancid piece of garbage not worth viewing": the words are rare among
-#   6,000 reviews, and more data, or a pre-trained model that knows them, is the remedy.
+# - **The verdict is plain, and was missed.** "A rancid piece of garbage not worth viewing": "garbage" stands in 96
+#   training reviews, 83 of them negative, and still other words outweighed it. This one is the model's own fault, and
+#   the kind of error that more data, or a pre-trained model, mends.
 #
 # The table says something else: the probabilities are too high. Where the model claims 70 to 90 %, it is right two
 # times out of three. After training by heart has set in, a probability is a ranking, not a promise; whoever needs one
@@ -399,8 +400,8 @@ for low, high in ((0.5, 0.7), (0.7, 0.9), (0.9, 0.97), (0.97, 1.01)):
 # - **起决定作用的是比较。** “A long way from the wonderful Les enfants du paradis” 夸的是另一部影片。 “too little
 #   cinema and too little human emotions” 则必须把 “too little” 与后面的词连起来读。
 # - **反讽与愿望。** “I am sorry that I did not postpone indefinitely seeing it”：单看每个词都没有褒贬。
-# - **结论很明白，却没读出来。** “A rancid piece of garbage not worth viewing”：这些词在 6000 条影评中很少见，解决办
-#   法是更多的数据，或者认识这些词的预训练模型。
+# - **结论很明白，却没读出来。** “A rancid piece of garbage not worth viewing”：“garbage” 出现在 96 条训练影评中，
+#   其中 83 条是负面，可还是被别的词压了过去。这是模型自己的过失，也正是更多的数据或预训练模型能够改善的错误。
 #
 # 表格还说明了另一件事：概率偏高。模型声称有 70% 到 90% 把握时，三次里只对两次。开始死记之后，概率只能用来排序，不能当
 # 作承诺；需要可信的概率，就要在验证集上校准（例如用温度缩放）；如果只是为了筛出可疑的样本，排序就够用了。
