@@ -146,3 +146,11 @@ def test_filling_up_leaves_the_data_as_it_was():
 def test_what_makes_no_batches_is_refused(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_blocks_longer_than_the_model_are_refused(tmp_path):
+    from ms_gpt import GPTConfig, GPTLMHeadModel, Trainer, TrainingArguments, UserError
+
+    model = GPTLMHeadModel(GPTConfig(20, 8, n_layer=1, n_head=2, n_embd=8))
+    with pytest.raises(UserError, match="block_size=9 is more than n_positions=8"):
+        Trainer(model, TrainingArguments(str(tmp_path)), BlockBatches(np.arange(20), 9, 2, START))

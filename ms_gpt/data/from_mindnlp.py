@@ -57,7 +57,10 @@ def read(name: str) -> dict[str, dict[str, list]]:
 
 
 def python() -> str:
-    """Return the Python that has MindNLP: ``$MS_GPT_MINDNLP_PYTHON``, else this one.
+    """Find the Python that has MindNLP.
+
+    Returns:
+        ``$MS_GPT_MINDNLP_PYTHON``, else this one.
 
     Raises:
         UserError: The variable is not set, and MindNLP is not installed here.
