@@ -149,7 +149,7 @@ def test_what_makes_no_batches_is_refused(make, words):
 
 
 def test_blocks_longer_than_the_model_are_refused(tmp_path):
-    from ms_gpt import GPTConfig, GPTLMHeadModel, Trainer, TrainingArguments, UserError
+    from ms_gpt import GPTConfig, GPTLMHeadModel, Trainer, TrainingArguments
 
     model = GPTLMHeadModel(GPTConfig(20, 8, n_layer=1, n_head=2, n_embd=8))
     with pytest.raises(UserError, match="block_size=9 is more than n_positions=8"):
