@@ -129,7 +129,8 @@ class Trainer:
             self.train_batches, self.eval_batches = train_dataset, eval_dataset
             longest = max(getattr(part, "block_size", 0) for part in (train_dataset, eval_dataset))
             if longest > model.config.n_positions:
-                raise UserError(f"block_size={longest} is more than n_positions={model.config.n_positions} of this model")
+                limit = model.config.n_positions
+                raise UserError(f"block_size={longest} is more than n_positions={limit} of this model")
         else:
             self._encode_parts(train_dataset, eval_dataset)
         self.output_dir = Path(self.args.output_dir)
