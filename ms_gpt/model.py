@@ -281,7 +281,7 @@ class ExactLookup(nn.Cell):
         return ops.gather(table, ids, 0)
 
     def bprop(self, table: Tensor, ids: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of the table, and zeros."""
+        """Return the gradient (V, D) of the table, and zeros."""
         rows = dout.reshape((-1, dout.shape[-1])).astype(ms.float64)
         # What is added to such a number and taken away again is rounded to multiples of its last bit.
         large = ops.ReduceMax()(ops.abs(dout)).astype(ms.float64) * (2.0 * rows.shape[0])
@@ -350,7 +350,7 @@ class GPTModel(GPTPreTrainedModel):
         return mix(mix(self.dropout_state[0]) + self.dropout_state[1]) if self.training else None
 
     def look_up(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
-        """Return the rows of an embedding."""
+        """Return the rows of an embedding for ids of any shape, (..., D)."""
         return self.exact_lookup(embedding.embedding_table, ids) if self.sums_exactly else embedding(ids)
 
     def embed(self, input_ids: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,

@@ -17,8 +17,8 @@ from ms_gpt.cli.options import build_parser, parse_options
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README_CN.md").read_text(encoding="utf-8")
-COMMANDS = sorted({line.split("#")[0].strip()
-                   for line in re.findall(r"(?:python -m ms_gpt|ms-gpt) ((?!VERB)[a-z][^`\n&]+)", TEXT)})
+COMMANDS = sorted({line.split("#")[0].strip() for line in re.findall(
+    r"(?:python -m ms_gpt|^ *ms-gpt|&& ms-gpt) ((?!VERB)[a-z][^`\n&\]]+)", TEXT, re.MULTILINE)})
 
 
 def fences(text: str) -> list[tuple[str, str]]:

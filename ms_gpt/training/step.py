@@ -146,7 +146,7 @@ class SampledTargetLoss(nn.Cell):
         return ops.cat((ops.arange(0, self.frequent, 1, dtype=ms.int32), drawn), 0)
 
     def rows_of(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Return rows of the table of output embeddings."""
+        """Return rows of the table (V, D) of output embeddings, (..., D)."""
         backbone = self.model.transformer
         return backbone.exact_lookup(table, ids) if backbone.sums_exactly else ops.gather(table, ids, 0)
 
