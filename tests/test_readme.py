@@ -134,6 +134,7 @@ def test_python_that_runs_an_exported_model_runs(tmp_path):
     run_block("model.mindir", tmp_path)
 
 
+@pytest.mark.slow
 def test_python_for_openi_runs(tmp_path):
     """With a package that stands in for the platform's, and reviews in the layout of IMDB's archive."""
     from ms_gpt.data import load_dataset
