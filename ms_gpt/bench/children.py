@@ -102,9 +102,8 @@ class Child:
 def _environment(scratch: Path, threads: int, own: Mapping[str, str], python: str) -> dict[str, str]:
     """Return a child's environment.
 
-    How long OpenMP's threads spin before they sleep is left as each library has it: that is what its users get, and
-    sleeping at once would slow down whoever has many short parallel regions. The parent waits for the spinning to
-    end before it asks another child.
+    How long OpenMP's threads spin before they sleep is left as each library has it: what its users get. The
+    parent waits for the spinning to end before it asks another child.
     """
     link = scratch / "package" / "ms_gpt"
     if not link.exists():
@@ -113,7 +112,8 @@ def _environment(scratch: Path, threads: int, own: Mapping[str, str], python: st
     # This package alone, and not what is installed beside it: the Python may have an environment of its own.
     path = [str(link.parent), *(sys.path if python == sys.executable else ())]
     counts = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    return {**os.environ, **counts, "PYTHONPATH": os.pathsep.join(filter(None, path)), "GLOG_v": "3",
+    inherited = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    return {**inherited, **counts, "PYTHONPATH": os.pathsep.join(filter(None, path)), "GLOG_v": "3",
             "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **own}
 
 

@@ -53,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 our fault, 2 the user's input, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # MindSpore warns about plug-ins that are merely absent; its errors still show.
-    os.environ.setdefault("GLOG_v", "3")
     with contextlib.suppress(ValueError):
         # What a scheduler stops is tidied up like what a user stops. (ValueError: not the main thread.)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
