@@ -4,9 +4,9 @@ import os
 
 from ms_gpt._lazy import attach
 
-# What MindSpore and its OpenMP read when they are loaded; what the user has set stays. MindSpore warns about plug-ins
-# that are merely absent. A thread that waits by spinning takes the core from the one it waits for as soon as another
-# program is busy: a train step then took up to a hundred times as long, and on an idle machine spinning gains nothing.
+# What MindSpore and its OpenMP read when they are loaded, so it cannot be set later; what the user has set stays.
+# MindSpore warns about plug-ins that are merely absent; its errors still show. A thread that waits by spinning takes
+# the core from the one it waits for as soon as another program is busy; on an idle machine spinning gains nothing.
 os.environ.setdefault("GLOG_v", "3")
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

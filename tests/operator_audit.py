@@ -256,7 +256,8 @@ Every operation in the graphs of training, evaluation, reading a prompt (prefill
 GPT-1, GPT-2 and GPT-3 with banded attention, language models and classifiers, in float32, float16 and bfloat16. The
 graphs are compiled with Ascend as the target by MindSpore {version} and exported to MINDIR, which needs no such
 device; so this is what MindSpore documents, not what was run on hardware. Optimisations that only a device's own
-compiler makes come later, and are not in the list.
+compiler makes come later, and are not in the list. Nor is what a GPU alone gets: there the gradients of embeddings
+are summed in float64 (`model.ExactLookup`), so that a run repeats.
 
 `tests/test_operators.py` holds every one of these graphs to these rules, and this page to the graphs:
 

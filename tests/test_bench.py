@@ -1,11 +1,12 @@
 """The bench: what it counts, how its processes are told, and that no figure stands where the sides differ."""
 
 import json
+import sys
 
 import pytest
 
 from ms_gpt.bench.cases import CASES, Case, flops, readme_cases
-from ms_gpt.bench.children import Child
+from ms_gpt.bench.children import Child, _environment
 from ms_gpt.bench.comparison import Side, compare, our_sides
 from ms_gpt.cli import main
 from ms_gpt.errors import UserError
@@ -163,3 +164,8 @@ def test_pytorch_agrees_and_is_timed(tmp_path, capsys):
     rows = json.loads(out)["cases"]
     assert [row["case"] for row in rows] == ["classifier", "lm", "forward", "decode"]
     assert all(row["ratio"] > 0 and "torch" in row["their_side"]["versions"] for row in rows)
+
+
+def test_other_libraries_do_not_get_what_this_one_sets_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    assert "GOMP_SPINCOUNT" not in _environment(tmp_path, 2, {}, sys.executable)

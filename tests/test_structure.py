@@ -1,6 +1,7 @@
 """The rooms of the package: imports point one way, and nothing heavy or foreign is imported."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ DRAWING = {"console", "plots"}
 MAY_DRAW = {"cli", "console", "plots", "training/callbacks"}
 FOREIGN = {"torch", "transformers", "mindnlp", "tensorflow"}
 # Programs that run in processes of their own.
-PEERS = {PACKAGE / "bench" / "peers", PACKAGE / "data" / "peers"}
+PEERS = PACKAGE / "bench" / "peers"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -59,7 +60,7 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_other_framework_is_imported(path):
-    if path.parent in PEERS:
+    if PEERS in path.parents:
         return
     assert not {name.split(".")[0] for name in imports(path)} & FOREIGN
 
@@ -73,6 +74,20 @@ def test_importing_the_package_is_cheap():
     code = "import sys, ms_gpt, ms_gpt.data, ms_gpt.training, ms_gpt.checkpoint, ms_gpt.tokenizer; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert not {"mindspore", "numpy", "matplotlib", "tokenizers", "rich"} & set(loaded.split())
+
+
+@pytest.mark.parametrize(("given", "found"), [
+    ({}, ["3", "1000"]), ({"GLOG_v": "0", "GOMP_SPINCOUNT": "7"}, ["0", "7"]),
+    ({"OMP_WAIT_POLICY": "active"}, ["3", "None"]),
+])
+def test_importing_the_package_leaves_what_the_user_has_set(given, found):
+    """MindSpore and OpenMP read these when they are loaded, which ms_gpt has to come before."""
+    code = "import os, ms_gpt; print(os.environ.get('GLOG_v'), os.environ.get('GOMP_SPINCOUNT'))"
+    names = ("GLOG_v", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
+                          env=environment)
+    assert done.stdout.split() == found
 
 
 def test_every_public_name_can_be_imported():

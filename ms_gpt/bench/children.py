@@ -112,6 +112,7 @@ def _environment(scratch: Path, threads: int, own: Mapping[str, str], python: st
     # This package alone, and not what is installed beside it: the Python may have an environment of its own.
     path = [str(link.parent), *(sys.path if python == sys.executable else ())]
     counts = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    # Set by this package at import, also by a child's own: the others are not to get it from here.
     inherited = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     return {**inherited, **counts, "PYTHONPATH": os.pathsep.join(filter(None, path)), "GLOG_v": "3",
             "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **own}

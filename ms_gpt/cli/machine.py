@@ -16,7 +16,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from ms_gpt.kernels.build import compiler_command
+from ms_gpt.kernels.build import compiler_command, first_error
 
 PROBE_SECONDS = 120
 COMPILER_SECONDS = 60
@@ -72,10 +72,7 @@ def find_compiler() -> tuple[str | None, str | None]:
                          str(Path(folder) / "trial.so")], input=_TRIAL, timeout=COMPILER_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         return version, str(error)
-    if done.returncode == 0:
-        return version, None
-    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-    return version, lines[0].strip() if lines else f"exit status {done.returncode}"
+    return version, first_error(done) if done.returncode else None
 
 
 def cache_failure(folder: Path) -> str | None:

@@ -18,7 +18,8 @@ from ms_gpt.errors import UserError
 
 PREFIX = "mindnlp:"
 PYTHON = "MS_GPT_MINDNLP_PYTHON"
-_READER = Path(__file__).parent / "peers" / "mindnlp_reader.py"
+# It lies with the programs that run other libraries, and is run by its path: nothing here imports it.
+_READER = Path(__file__).parents[1] / "bench" / "peers" / "mindnlp_reader.py"
 
 
 def read(name: str) -> dict[str, dict[str, list]]:

@@ -106,6 +106,12 @@ def _build() -> Path:
     return target
 
 
+def first_error(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the line that says why a compiler, whose output was captured, has failed."""
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    return lines[0].strip() if lines else f"exit status {done.returncode}"
+
+
 def _compile(compiler: list[str], onednn: Path, sources: list[Path], target: Path) -> None:
     """Compile beside the target and rename, so that two processes may do it at once."""
     units = [str(path) for path in sources if path.suffix == ".cpp"]
@@ -116,9 +122,7 @@ def _compile(compiler: list[str], onednn: Path, sources: list[Path], target: Pat
         command = [*compiler, *_FLAGS, "-o", temporary, *units, str(onednn), f"-Wl,-rpath,{onednn.parent}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            reason = lines[0].strip() if lines else f"exit status {done.returncode}"
-            raise _UnusableError(f"{compiler[0]} failed: {reason}")
+            raise _UnusableError(f"{compiler[0]} failed: {first_error(done)}")
         os.chmod(temporary, 0o755)
         os.replace(temporary, target)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -32,6 +32,14 @@ inline int64_t size_of(const int64_t *shape, int ndim) {
   return size;
 }
 
+// The largest of at least one number.
+inline float largest(const float *numbers, int64_t size) {
+  float top = numbers[0];
+#pragma omp simd reduction(max : top)
+  for (int64_t j = 0; j < size; ++j) top = numbers[j] > top ? numbers[j] : top;
+  return top;
+}
+
 struct Range {
   int64_t begin, end;
 };

@@ -20,9 +20,7 @@ KERNEL(cross_entropy) {
       nll[i] = NAN;
       continue;
     }
-    float top = row[0];
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < classes; ++j) top = row[j] > top ? row[j] : top;
+    const float top = largest(row, classes);
     // In blocks: one float running over tens of thousands of terms would lose digits.
     double sum = 0.0;
     for (int64_t from = 0; from < classes; from += 1024) {

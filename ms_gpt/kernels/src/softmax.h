@@ -8,9 +8,7 @@ namespace ms_gpt {
 // Turn scores into weights, dropped or not; keep the largest score and 1 / the sum of exponentials, apart, since their
 // logarithms would be lost in a large score. (Functions of their own: compilers do not vectorise these loops in place.)
 inline void softmax(float *row, int64_t size, bool drops, const DropoutRow factor, float *statistics) {
-  float top = row[0];
-#pragma omp simd reduction(max : top)
-  for (int64_t j = 0; j < size; ++j) top = row[j] > top ? row[j] : top;
+  const float top = largest(row, size);
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < size; ++j) {

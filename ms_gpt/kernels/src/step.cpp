@@ -14,9 +14,9 @@ void project_rows(int64_t rows, int64_t in, int64_t out, const float *x, const f
   const Range mine = share(out, omp_get_thread_num(), omp_get_num_threads(), 2 * kWidth);
   for (int64_t i = 0; i < rows; ++i) {
     float *to = y + i * out;
-    const float *from = residual ? residual + i * out : b;
+    const float *from = residual ? residual + i * out : nullptr;
 #pragma omp simd
-    for (int64_t j = mine.begin; j < mine.end; ++j) to[j] = residual ? from[j] + b[j] : b[j];
+    for (int64_t j = mine.begin; j < mine.end; ++j) to[j] = from ? from[j] + b[j] : b[j];
   }
   kAddProducts[rows - 1](in, out, mine.begin, mine.end, x, w, y);
   for (int64_t i = 0; bends && i < rows; ++i) {
@@ -91,10 +91,7 @@ KERNEL(argmax) {
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < rows; ++i) {
     const float *row = logits + i * size;
-    float top = row[0];
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < size; ++j) top = row[j] > top ? row[j] : top;
-    chosen[i] = std::find(row, row + size - 1, top) - row;
+    chosen[i] = std::find(row, row + size - 1, largest(row, size)) - row;
   }
   return 0;
 }

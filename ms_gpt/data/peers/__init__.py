@@ -1,1 +1,0 @@
-"""Programs that read data with another library, each in a process of its own."""
