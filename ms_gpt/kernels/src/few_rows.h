@@ -6,19 +6,36 @@
 
 namespace ms_gpt {
 
-// So many rows' sums fit the registers.
-constexpr int64_t kFewRows = 8;
-constexpr int64_t kWidth = 16;    // floats in a vector
-constexpr int64_t kDepth = 16;    // rows of weights that are read side by side
+// Floats in a vector of this CPU, and how many of these it holds: a wider one would be cut up and go through memory.
+#if defined(__AVX512F__)
+constexpr int64_t kWidth = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int64_t kWidth = 8, kRegisters = 16;
+#elif defined(__x86_64__)
+constexpr int64_t kWidth = 4, kRegisters = 16;
+#else
+constexpr int64_t kWidth = 4, kRegisters = 32;
+#endif
+constexpr int64_t kFewRows = 8;    // so many rows' sums fit the registers
+constexpr int64_t kDepth = 16;     // rows of weights that are read side by side
+constexpr int64_t kColumns = 32;   // columns of weights that one thread reads at a time, two lines of its cache
+constexpr int64_t kSums = std::max(kFewRows, kWidth);  // dot products side by side
+
+// The vectors across columns whose sums for this many rows leave registers for weights and inputs.
+constexpr int64_t across(int64_t rows) {
+  int64_t vectors = kColumns / kWidth;
+  while (vectors > 1 && vectors * rows > kRegisters - 4) vectors /= 2;
+  return vectors;
+}
 
 typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(4), may_alias));
 
 inline const Vector &at(const float *address) { return *reinterpret_cast<const Vector *>(address); }
 inline Vector &at(float *address) { return *reinterpret_cast<Vector *>(address); }
 
-// Turn kWidth vectors, one behind the other, into the sum of each: neighbours are added until there is one left of each.
+// Turn kSums vectors, one behind the other, into the sum of each: neighbours are added until there is one left of each.
 inline void add_up(float *numbers) {
-  for (int64_t size = kWidth * kWidth / 2; size >= kWidth; size /= 2) {
+  for (int64_t size = kSums * kWidth / 2; size >= kSums; size /= 2) {
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) numbers[i] = numbers[2 * i] + numbers[2 * i + 1];
   }
@@ -27,23 +44,31 @@ inline void add_up(float *numbers) {
 // y (R, begin..end) += x (R, I) w (I, O): each number of w is read once for all R rows, nearly in the order of memory.
 template <int R>
 void add_products(int64_t in, int64_t out, int64_t begin, int64_t end, const float *x, const float *w, float *y) {
-  const int64_t tiled = begin + (end - begin) / (2 * kWidth) * (2 * kWidth);
+  constexpr int64_t V = across(R), kTile = V * kWidth;
+  const int64_t tiled = begin + (end - begin) / kTile * kTile;
   for (int64_t first = 0; first < in; first += kDepth) {
     const int64_t last = std::min(first + kDepth, in);
-    for (int64_t j = begin; j < tiled; j += 2 * kWidth) {
-      Vector sums[R][2];
+    for (int64_t j = begin; j < tiled; j += kTile) {
+      Vector sums[R][V];
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) sums[i][0] = at(y + i * out + j), sums[i][1] = at(y + i * out + j + kWidth);
+      for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sums[i][v] = at(y + i * out + j + v * kWidth);
+      }
       for (int64_t k = first; k < last; ++k) {
-        const Vector left = at(w + k * out + j), right = at(w + k * out + j + kWidth);
+        const float *weights = w + k * out + j;
 #pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) {
-          sums[i][0] += x[i * in + k] * left;
-          sums[i][1] += x[i * in + k] * right;
+        for (int v = 0; v < V; ++v) {
+          const Vector weight = at(weights + v * kWidth);
+#pragma GCC unroll 8
+          for (int i = 0; i < R; ++i) sums[i][v] += x[i * in + k] * weight;
         }
       }
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) at(y + i * out + j) = sums[i][0], at(y + i * out + j + kWidth) = sums[i][1];
+      for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) at(y + i * out + j + v * kWidth) = sums[i][v];
+      }
     }
     for (int64_t k = first; k < last; ++k) {
       for (int i = 0; i < R; ++i) {
@@ -58,7 +83,7 @@ template <int R, int C>
 inline void dot_rows(int64_t width, int64_t size, int64_t begin, const float *x, const float *table, float *y) {
   const int64_t whole = width / kWidth * kWidth;
   const float *rows = table + begin * width;
-  Vector sums[kWidth] = {};
+  Vector sums[kSums] = {};
   for (int64_t k = 0; k < whole; k += kWidth) {
 #pragma GCC unroll 16
     for (int j = 0; j < C; ++j) {
@@ -66,9 +91,9 @@ inline void dot_rows(int64_t width, int64_t size, int64_t begin, const float *x,
       for (int i = 0; i < R; ++i) sums[i * C + j] += at(x + i * width + k) * at(rows + j * width + k);
     }
   }
-  float products[kWidth * kWidth];
+  float products[kSums * kWidth];
 #pragma GCC unroll 16
-  for (int j = 0; j < kWidth; ++j) at(products + j * kWidth) = sums[j];
+  for (int j = 0; j < kSums; ++j) at(products + j * kWidth) = sums[j];
   add_up(products);
   for (int i = 0; i < R; ++i) {
     for (int j = 0; j < C; ++j) {
@@ -83,7 +108,7 @@ inline void dot_rows(int64_t width, int64_t size, int64_t begin, const float *x,
 template <int R>
 void dot_products(int64_t width, int64_t size, int64_t begin, int64_t end, const float *x, const float *table,
                   float *y) {
-  constexpr int kSide = kWidth / R;
+  constexpr int kSide = kSums / R;
   int64_t j = begin;
   for (; j + kSide <= end; j += kSide) dot_rows<R, kSide>(width, size, j, x, table, y);
   for (; j < end; ++j) dot_rows<R, 1>(width, size, j, x, table, y);

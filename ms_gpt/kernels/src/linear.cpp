@@ -11,7 +11,7 @@ constexpr int64_t kRows = 256;
 void few_rows(const Few *functions, int64_t rows, int64_t in, int64_t out, const float *x, const float *w, float *y) {
 #pragma omp parallel
   {
-    const Range mine = share(out, omp_get_thread_num(), omp_get_num_threads(), 2 * kWidth);
+    const Range mine = share(out, omp_get_thread_num(), omp_get_num_threads(), kColumns);
     functions[rows - 1](in, out, mine.begin, mine.end, x, w, y);
   }
 }

@@ -11,7 +11,7 @@ namespace {
 // which computes some columns; they wait for each other at the end.
 void project_rows(int64_t rows, int64_t in, int64_t out, const float *x, const float *w, const float *b,
                   const float *residual, bool bends, float *y) {
-  const Range mine = share(out, omp_get_thread_num(), omp_get_num_threads(), 2 * kWidth);
+  const Range mine = share(out, omp_get_thread_num(), omp_get_num_threads(), kColumns);
   for (int64_t i = 0; i < rows; ++i) {
     float *to = y + i * out;
     const float *from = residual ? residual + i * out : nullptr;
