@@ -131,8 +131,13 @@ def set_seed(seed: int) -> None:
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be made or fetched again: ``$MS_GPT_CACHE``, else ``~/.cache/ms_gpt``."""
-    return Path(os.environ.get("MS_GPT_CACHE") or Path.home() / ".cache" / "ms_gpt").expanduser()
+    """Return the folder for what can be made or fetched again.
+
+    Returns:
+        ``$MS_GPT_CACHE``, else ``ms_gpt`` in ``$XDG_CACHE_HOME``, else ``~/.cache/ms_gpt``.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MS_GPT_CACHE") or Path(caches) / "ms_gpt").expanduser()
 
 
 def is_switched_off(variable: str) -> bool:

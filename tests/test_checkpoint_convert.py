@@ -178,6 +178,17 @@ class TestCommandLine:
         assert "28 tensors would be written" in capsys.readouterr().out
         assert not (tmp_path / "b").exists()
 
+    def test_what_a_file_leaves_behind_or_replaces_is_said(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        (tmp_path / "a" / "tokenizer.json").write_text("{}")
+        source, target = str(tmp_path / "a"), str(tmp_path / "b.bin")
+        assert main(["convert", source, target]) == 0
+        once = capsys.readouterr().out
+        assert f"the tokenizer stays in {source}" in once
+        assert "replaced" not in once
+        assert main(["convert", source, target]) == 0
+        assert f"{target} was there already, and has been replaced" in capsys.readouterr().out
+
     def test_a_mistake_is_one_line_and_exit_code_2(self, tmp_path, capsys):
         make_folder(tmp_path / "a")
         (tmp_path / "a" / "model.safetensors").write_bytes(b"x" * 30)

@@ -220,6 +220,9 @@ def test_it_can_be_switched_off(word, tmp_path, monkeypatch, graph_mode):
     assert compile_cache._folder() is None
     monkeypatch.delenv("MS_GPT_COMPILE_CACHE")
     assert compile_cache._folder() == tmp_path / "graphs"
+    monkeypatch.delenv("MS_GPT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compile_cache._folder() == tmp_path / "ms_gpt" / "graphs"
 
 
 def test_it_keeps_out_of_the_way_of_a_cache_of_the_users(cache, takes, monkeypatch):

@@ -117,6 +117,9 @@ class TestRun:
         assert run(capsys, *command.split())[0] == 0
         name = "best/model.safetensors"
         assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
+        code, out, _ = run(capsys, *command.split())
+        assert code == 0
+        assert "has all 12 steps: none is left" in out
 
     def test_goes_on_with_a_model(self, trained, book, cache, tmp_path, capsys):
         code, out, err = run(capsys, "pretrain", "--model", trained[0] / "best", "--data", book, "--output-dir",
@@ -124,6 +127,7 @@ class TestRun:
                              "--sample-tokens", "0", *cache)
         assert code == 0, err
         assert json.loads(out)["best"]["loss"] < trained[1]["best"]["loss"]
+        assert "all 3 steps are warm-up, after which the learning rate would be" in err
 
 
 def test_gpt3_has_local_layers_and_a_ramp(cache, tmp_path, capsys):

@@ -100,6 +100,7 @@ def test_predict_prints_a_line_for_each_text(trained, capsys):
     assert code == 0
     assert [line.split("\t")[0] in ("good", "bad") for line in lines[:3]] == [True] * 3
     assert "1 of 3 texts were truncated to 24 tokens (head_tail)" in out
+    assert "1 of 3 texts say nothing" in out
 
 
 def test_an_interrupted_finetune_goes_on(reviews, tmp_path, capsys, monkeypatch):

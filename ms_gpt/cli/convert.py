@@ -74,6 +74,7 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     from ms_gpt.checkpoint import convert
 
     console = Console(quiet=options.quiet, json=options.json)
+    replaces = options.target.is_file()
     with contextlib.ExitStack() as stack:
         bar = None
 
@@ -98,8 +99,14 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     }
     if options.verify and not options.dry_run:
         result |= _verify(console, options, report)
-    if report.target_format == "folder" and not options.dry_run:
+    if options.dry_run:
+        return result
+    if replaces:
+        console.note(f"{options.target} was there already, and has been replaced")
+    if report.target_format == "folder":
         _show_next(console, options, report)
+    elif _has_tokenizer(Path(options.source)):
+        console.note(f"the tokenizer stays in {options.source}: a file has no room for it, a folder as target has")
     return result
 
 
@@ -159,10 +166,14 @@ def _verify(console: Console, options: ConvertOptions, report: ConversionReport)
     return {"largest_difference": found.largest_difference, "compared": [found.first, found.second]}
 
 
-def _show_next(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
+def _has_tokenizer(folder: Path) -> bool:
     from ms_gpt.checkpoint.files import BPE_FILES
 
-    if any((options.target / name).is_file() for name in ("tokenizer.json", *(names[0] for names in BPE_FILES))):
+    return any((folder / name).is_file() for name in ("tokenizer.json", *(names[0] for names in BPE_FILES)))
+
+
+def _show_next(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
+    if _has_tokenizer(options.target):
         if report.architecture.endswith("ForSequenceClassification"):
             console.next_command("predict", "--model", options.target)
         elif report.architecture.endswith("LMHeadModel"):

@@ -72,4 +72,7 @@ def run(options: PredictOptions) -> dict[str, Any]:
     if labeller.truncated:
         console.note(f"{labeller.truncated} of {len(predictions)} texts were truncated to {labeller.max_length} tokens "
                      f"({labeller.truncation})")
+    empty = sum(not prediction["text"].strip() for prediction in predictions)
+    if empty:
+        console.note(f"{empty} of {len(predictions)} texts say nothing: their labels are what the model guesses unread")
     return {"predictions": predictions}

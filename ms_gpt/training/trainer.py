@@ -230,6 +230,8 @@ class Trainer:
         self.model.reseed(self.args.seed)
         if resume and (self.output_dir / "last").exists():
             self.load_state()
+            if self.state.step >= self.state.max_steps:
+                self.console.note(f"{self.output_dir / 'last'} has all {self.state.max_steps} steps: none is left")
         log = MetricsLog(Path(self.args.logging_dir or self.output_dir), self.phase)
         log.restart(self.state.step)
         self.log = log
