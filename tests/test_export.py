@@ -149,6 +149,7 @@ def test_the_file_runs_where_there_is_only_mindspore(tmp_path, request, is_split
     np.testing.assert_allclose(json.loads(out), expected, atol=KERNEL_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_large_models_keep_their_weights_beside_the_graph(tmp_path, model, split):
     places = []
     for length in (LENGTH, 2, 1):
@@ -162,6 +163,7 @@ def test_large_models_keep_their_weights_beside_the_graph(tmp_path, model, split
     close(loaded(report.path)(ids, np.ones_like(ids)), run(model, input_ids=ids)[0])
 
 
+@pytest.mark.slow
 def test_only_the_replaced_graphs_weights_are_removed(tmp_path, exports, model):
     shutil.copytree(exports[True], tmp_path, dirs_exist_ok=True)
     for name in ("other_variables", "m-7_variables"):

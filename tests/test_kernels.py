@@ -224,13 +224,13 @@ def test_argmax_is_the_first_of_the_largest(size):
 
 
 def test_threads_that_share_the_work_wait_for_each_other():
-    """Beside other tests a kernel has one thread; here those that divide columns or heads have three."""
+    """Beside other tests a kernel has one thread; here the one with barriers has three."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__,
-                           "-k", "linear or a_step_of_a_block or vocabulary"], capture_output=True, text=True,
-                          check=False, env={**variables, "OMP_NUM_THREADS": "3"})
+                           "-k", "a_step_of_a_block"], capture_output=True, text=True, check=False,
+                          env={**variables, "OMP_NUM_THREADS": "3"})
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "1 passed" in done.stdout
 
 
 @given(st.sampled_from([1, 2, 9]), st.sampled_from([33, 100, 2049]), st.sampled_from([1.0, 30.0]))

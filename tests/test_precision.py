@@ -20,7 +20,8 @@ from ms_gpt.training import trainer as trainer_module
 from ms_gpt.training.loss_scale import LossScaler
 from ms_gpt.training.step import Forward, Loss, SampledTargetLoss, TargetLoss
 
-HALF = ("float16", "bfloat16")
+# The graphs of both formats have the same nodes; the slow session looks at the second one too.
+HALF = ("float16", pytest.param("bfloat16", marks=pytest.mark.slow))
 
 
 @pytest.fixture
