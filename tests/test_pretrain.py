@@ -119,7 +119,7 @@ class TestRun:
         assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
         code, out, _ = run(capsys, *command.split())
         assert code == 0
-        assert "has all 12 steps: none is left" in out
+        assert "last is of a run that ended after 12 steps: none is left" in out
 
     def test_goes_on_with_a_model(self, trained, book, cache, tmp_path, capsys):
         code, out, err = run(capsys, "pretrain", "--model", trained[0] / "best", "--data", book, "--output-dir",

@@ -154,7 +154,7 @@ def run(options: PretrainOptions) -> dict[str, Any]:
     make_folder(options.output_dir)
     write_recipe(options)
     console.header("pre-training", _facts(options, data, model, trainer, running))
-    if options.warmup_steps >= trainer.state.max_steps > 0:
+    if options.warmup_steps >= trainer.state.max_steps:
         console.warn(f"all {trainer.state.max_steps} steps are warm-up, after which the learning rate would be "
                      f"{options.learning_rate:g}: lower --warmup-steps, now {options.warmup_steps}")
     with resumable(options, "pretrain"):

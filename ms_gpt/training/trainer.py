@@ -230,11 +230,9 @@ class Trainer:
         self.model.reseed(self.args.seed)
         if resume and (self.output_dir / "last").exists():
             self.load_state()
-            if self.state.step >= self.state.max_steps:
-                self.console.note(f"{self.output_dir / 'last'} has all {self.state.max_steps} steps: none is left")
-        log = MetricsLog(Path(self.args.logging_dir or self.output_dir), self.phase)
-        log.restart(self.state.step)
-        self.log = log
+        self.log = log = MetricsLog(Path(self.args.logging_dir or self.output_dir), self.phase)
+        first = self.state.step
+        log.restart(first)
         started = time.perf_counter()
         progress = Progress(self, self.console, log)
         try:
@@ -242,6 +240,8 @@ class Trainer:
                 self._run_epochs(step, [progress, EvaluateAndSave(self), *self.callbacks])
         finally:
             progress.close()
+        if self.state.step == first:
+            self.console.note(f"{self.output_dir / 'last'} is of a run that ended after {first} steps: none is left")
         self.model.set_train(False)
         if self.args.load_best_model_at_end and self.state.best_metric is not None:
             self.load_best()
