@@ -61,8 +61,8 @@ class AdamW(nn.Cell):
                  epsilon: float = 1e-8) -> None:
         super().__init__()
         self.parameters = ParameterTuple(parameters)
-        self.moment1 = self.parameters.clone("adam_m", init="zeros")
-        self.moment2 = self.parameters.clone("adam_v", init="zeros")
+        self.moment1 = self._moments("adam_m")
+        self.moment2 = self._moments("adam_v")
         self.step = Parameter(Tensor(0, ms.int32), name="adam_step", requires_grad=False)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.decay = [weight_decay if is_decayed(name, decay_embeddings) else 0.0 for name in names]
@@ -70,6 +70,18 @@ class AdamW(nn.Cell):
         has_kernel = are_usable() and all(item.dtype == ms.float32 for item in self.parameters)
         self.kernel = kernel("adamw") if has_kernel else None
         self.decay_tensor = Tensor(np.array(self.decay, np.float32))
+
+    def _moments(self, prefix: str) -> ParameterTuple:
+        """Return zeros like the parameters, in memory of their own.
+
+        ``clone(init="zeros")`` maps every page to one page of zeros. The first update would then give each page memory
+        of its own while all threads run, each time interrupting them: that took longer than a whole step.
+        """
+        def zeros(item: Parameter) -> Tensor:
+            return Tensor(np.full(item.shape, 0, np.float32)).astype(item.dtype)
+
+        return ParameterTuple([Parameter(zeros(item), name=f"{prefix}.{item.name}", requires_grad=item.requires_grad)
+                               for item in self.parameters])
 
     def clip_and_update(self, gradients: tuple, learning_rate: Tensor, max_grad_norm: float) -> Tensor:
         """Scale gradients down to a global norm and update every parameter once, by the fused kernel.
