@@ -11,7 +11,8 @@ def attach(package: str, names: dict[str, str]) -> tuple[Callable[[str], object]
 
     Args:
         package: The package's ``__name__``.
-        names: Public name to the submodule (relative to the package) that defines it.
+        names: Public name to the submodule (relative to the package) that defines it; ``"submodule:Name"`` where it
+            has another name there.
 
     Returns:
         The three module attributes, in that order.
@@ -20,7 +21,8 @@ def attach(package: str, names: dict[str, str]) -> tuple[Callable[[str], object]
     def __getattr__(name: str) -> object:  # noqa: N807 - PEP 562 fixes the name
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{names[name]}"), name)
+        module, _, original = names[name].partition(":")
+        return getattr(importlib.import_module(f"{package}.{module}"), original or name)
 
     def __dir__() -> list[str]:  # noqa: N807 - PEP 562 fixes the name
         return sorted(names)

@@ -373,6 +373,13 @@ class GPTConfig:
         return GPTConfig(**values)
 
 
+@dataclass(eq=False)
+class GPT2Config(GPTConfig):
+    """A ``GPTConfig`` that is of the family GPT-2 where ``model_type`` is not given, as Hugging Face's is."""
+
+    model_type: str = "gpt2"
+
+
 def _numbered(id2label: Any) -> dict[int, str]:
     try:
         return {int(key): str(value) for key, value in id2label.items()}

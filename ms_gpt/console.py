@@ -118,16 +118,17 @@ class Console:
         self.table(["true \\ predicted", *names, "all"], rows)
 
     @contextlib.contextmanager
-    def compiling(self, what: str = "the graph") -> Iterator[None]:
+    def compiling(self, what: str = "the graph", before: str | None = None) -> Iterator[None]:
         """Announce a compilation and, when it is over, say how long it took.
 
         Args:
             what: What is compiled, such as ``"the training graph for 128 tokens"``.
+            before: The past participle of what follows inside, such as ``"scored"``; the time is of both.
         """
         self.note(f"compiling {what} ...")
         start = time.monotonic()
         yield
-        self.note(f"compiled {what} in {time.monotonic() - start:.1f} s")
+        self.note(f"compiled {what}{f' and {before}' if before else ''} in {time.monotonic() - start:.1f} s")
 
     def progress(self, total: float, description: str, start: int = 0) -> Progress:
         """Open the live progress bar; use it in a ``with`` block.

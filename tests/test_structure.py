@@ -95,3 +95,17 @@ def test_every_public_name_can_be_imported():
 
     for name in ms_gpt.__all__:
         assert getattr(ms_gpt, name) is not None
+
+
+def test_hugging_faces_names_are_the_same_classes():
+    import ms_gpt
+
+    for head in (ms_gpt.GPTModel, ms_gpt.GPTLMHeadModel, ms_gpt.GPTDoubleHeadsModel,
+                 ms_gpt.GPTForSequenceClassification):
+        for name in set(head.architecture.values()):
+            assert getattr(ms_gpt, name) is head
+    assert ms_gpt.OpenAIGPTConfig(n_layer=2).model_type == "openai-gpt"
+    config = ms_gpt.GPT2Config(n_layer=2)
+    assert (config.model_type, config.vocab_size, config.n_layer) == ("gpt2", 50257, 2)
+    assert isinstance(config, ms_gpt.GPTConfig)
+    assert config.to_dict() == ms_gpt.GPTConfig(n_layer=2, model_type="gpt2").to_dict()

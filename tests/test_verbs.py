@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
+from ms_gpt import AutoModel, GPTLMHeadModel, Tokenizer, UserError, predict
 from ms_gpt.checkpoint import read_safetensors, write_safetensors
 from ms_gpt.cli import main
 
@@ -85,6 +86,13 @@ def test_evaluate_and_predict_agree(trained, reviews, capsys, tmp_path):
     code, out, _ = run(capsys, "predict", "--model", folder / "best", "--file", reviews, "--json", "--batch-size", "7")
     predictions = json.loads(out)["predictions"]
     assert [item["text"] for item in predictions] == [text for text, _ in rows]
+    model, tokenizer = AutoModel.from_pretrained(folder / "best"), Tokenizer.from_pretrained(folder / "best")
+    by_function = predict(model, tokenizer, (text for text, _ in rows), batch_size=7)
+    assert [item["label"] for item in by_function] == [item["label"] for item in predictions]
+    with pytest.raises(UserError, match="texts is one string"):
+        predict(model, tokenizer, "a text")
+    with pytest.raises(UserError, match="a GPTLMHeadModel has no labels to predict"):
+        predict(GPTLMHeadModel(model.config), tokenizer, ["a text"])
     right = sum(item["label"] == label for item, (_, label) in zip(predictions, rows, strict=True))
     assert right / 80 == pytest.approx(figures["accuracy"])
     chances = [item["probability"] if item["label"] == label else 1 - item["probability"]

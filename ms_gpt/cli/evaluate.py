@@ -91,7 +91,7 @@ def _classifier(model: Any, tokenizer: Any, options: EvaluateOptions, console: C
         dataset = load_part(data, options.part or "test", label2id, options.text_column, options.label_column, progress)
     trainer = scorer(model, tokenizer, options.batch_size or _TEXTS_IN_BATCH, options, console)
     batches = trainer.prepare(dataset)
-    with console.compiling("and scoring"):
+    with console.compiling(before="scored"):
         figures = trainer.score(batches)
     if trainer.truncated:
         console.note(f"{trainer.truncated} of {len(dataset)} texts were truncated to {trainer.max_length} tokens "
@@ -115,7 +115,7 @@ def _zero_shot(options: EvaluateOptions, console: Console) -> dict[str, Any]:
         dataset = load_part(data, options.part or task.part, task.label2id, options.text_column, options.label_column,
                             progress)
     scorer = ContinuationScorer(model, tokenizer, list(task.verbalizers.values()), options.batch_size)
-    with console.compiling("and scoring"):
+    with console.compiling(before="scored"):
         figures = score_zero_shot(scorer, dataset)
     console.note("scored " + " against ".join(repr(ending) for ending in task.verbalizers.values()))
     if scorer.truncated:
@@ -137,7 +137,7 @@ def _language_model(model: Any, tokenizer: Any, options: EvaluateOptions, consol
                                    options.batch_size, options.text_column, options.cache_dir, progress)
     console.note(f"{data}: {batches.words:,} words, {batches.characters:,} characters, in blocks of "
                  f"{batches.block_size} tokens")
-    with console.compiling("and scoring"):
+    with console.compiling(before="scored"):
         figures = score_language_model(model, batches)
     _report(console, figures)
     return figures

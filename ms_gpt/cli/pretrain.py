@@ -146,7 +146,7 @@ def run(options: PretrainOptions) -> dict[str, Any]:
     running = runtime.setup(options.device, options.mode, options.dtype, options.seed)
     with downloading(console, options.data) as progress:
         corpus = steps.load_corpus(options, progress)
-    with console.progress(0, "tokens") as bar:
+    with console.progress(0, "tokenizing") as bar:
         data = steps.load_data(options, corpus, bar.update)
     model = steps.build_model(options, data)
     # Everything the user may have got wrong about data and model shows before the folder is made.

@@ -177,3 +177,27 @@ class Labeller:
         chances = np.exp(log_softmax(logits))
         best = int(chances.argmax())
         return {"label": names[best], "probability": float(chances[best])}
+
+
+def predict(model: GPTForSequenceClassification, tokenizer: Tokenizer, texts: Iterable[str],
+            batch_size: int = 32) -> list[dict[str, Any]]:
+    """Label texts.
+
+    Args:
+        model: The classifier.
+        tokenizer: Its tokenizer.
+        texts: What to label; a text that is too long is truncated as in training.
+        batch_size: Texts in a batch.
+
+    Returns:
+        One dict for each text, in order: ``text`` with ``label`` and ``probability``; lists of both for a multi-label
+        model; ``value`` for a regression.
+
+    Raises:
+        UserError: The model is no classifier, or ``texts`` is one string, or ``batch_size`` is no size.
+    """
+    if not isinstance(model, GPTForSequenceClassification):
+        raise UserError(f"a {type(model).__name__} has no labels to predict: load a classifier")
+    if isinstance(texts, str):
+        raise UserError("texts is one string: give a list of texts")
+    return list(Labeller(model, tokenizer, batch_size).label(texts))

@@ -265,7 +265,8 @@ def markdown(report: dict[str, Any]) -> str:
         note = row["note"].replace("|", "\\|")
         lines.append(f"| {row['title']} | {row['result']} | {gap} | {seconds} | {note} |")
     counts = {word: sum(row["result"] == word for row in report["rows"]) for word in ("pass", "FAIL", "not here")}
-    lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
+    spent = sum(row["seconds"] or 0 for row in report["rows"])
+    lines += ["", f"{', '.join(f'{count} {word}' for word, count in counts.items())}; {spent / 60:.1f} minutes"]
     return "\n".join(lines) + "\n"
 
 

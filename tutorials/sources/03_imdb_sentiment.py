@@ -324,11 +324,10 @@ plt.show()
 # （95% 置信区间），小于这个幅度的差异没有意义。
 
 # %%
+from ms_gpt import predict
 from ms_gpt.training.metrics import confusion_matrix
-from ms_gpt.training.scoring import Labeller
 
-labeller = Labeller(model, tokenizer, batch_size=64)
-predictions = list(labeller.label(parts["test"]["text"]))
+predictions = predict(model, tokenizer, parts["test"]["text"], batch_size=64)
 predicted = np.array([names.index(prediction["label"]) for prediction in predictions])
 
 n = len(predicted)
@@ -423,7 +422,7 @@ sentences = [
     "The first half is slow, but the ending moved me to tears.",
     "I would not call it good, and the story was never interesting.",
 ]
-for prediction in labeller.label(sentences):
+for prediction in predict(model, tokenizer, sentences):
     print(f"{prediction['label']:<9}{prediction['probability']:.3f}  {prediction['text']}")
 
 # %% [markdown] en

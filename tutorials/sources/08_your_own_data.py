@@ -257,23 +257,23 @@ for prediction in answer["predictions"]:
     print(f"{prediction['label']:<9}{prediction['probability']:.3f}  {prediction['text']}")
 
 # %% [markdown] en
-# And in Python. `Labeller` is what `predict` uses; below it the same by hand, down to the logits: token ids with the
+# And in Python, by the function of the same name; below it the same by hand, down to the logits: token ids with the
 # start token and `<extract>` around them, one forward pass, a softmax.
 
 # %% [markdown] zh
-# 再用 Python 实现。`Labeller` 就是 `predict` 所用的类；其后手工重做一遍，直到 logits：前后加上起始 token 和
+# 再用 Python 中同名的函数实现；其后手工重做一遍，直到 logits：前后加上起始 token 和
 # `<extract>` 的 token 编号，一次前向计算，一次 softmax。
 
 # %%
 import numpy as np
 from mindspore import Tensor
 
+from ms_gpt import predict
 from ms_gpt.data.encode import encode_texts
-from ms_gpt.training.scoring import Labeller
 
 classifier = AutoModel.from_pretrained(classifier_run / "best")
 tokenizer = Tokenizer.from_pretrained(classifier_run / "best")
-for prediction in Labeller(classifier, tokenizer).label(new_texts):
+for prediction in predict(classifier, tokenizer, new_texts):
     print(f"{prediction['label']:<9}{prediction['probability']:.3f}")
 
 row = encode_texts(new_texts[:1], tokenizer, classifier.config.n_positions).sequences[0]
