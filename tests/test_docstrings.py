@@ -69,6 +69,12 @@ def test_every_module_has_its_place_in_the_reference():
     assert sorted(documented) == sorted(set(modules) - {"ms_gpt", "ms_gpt._lazy"})
 
 
+def test_every_page_is_in_the_table_of_contents():
+    toctree = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").split("```{toctree}")[1].split("```")[0]
+    listed = set(toctree.split()) - {":maxdepth:", "2"}
+    assert listed == {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+
+
 @pytest.mark.parametrize(("source", "fault"), [
     ('def f(x: Tensor) -> int:\n    """Count."""\n', ["f"]),
     ('def f(x: Tensor) -> int:\n    """Count the rows of (B, T)."""\n', []),
