@@ -77,11 +77,9 @@ class AdamW(nn.Cell):
         ``clone(init="zeros")`` maps every page to one page of zeros. The first update would then give each page memory
         of its own while all threads run, each time interrupting them: that took longer than a whole step.
         """
-        def zeros(item: Parameter) -> Tensor:
-            return Tensor(np.full(item.shape, 0, np.float32)).astype(item.dtype)
-
-        return ParameterTuple([Parameter(zeros(item), name=f"{prefix}.{item.name}", requires_grad=item.requires_grad)
-                               for item in self.parameters])
+        return ParameterTuple([
+            Parameter(Tensor(np.full(item.shape, 0, np.float32), item.dtype), name=f"{prefix}.{item.name}",
+                      requires_grad=item.requires_grad) for item in self.parameters])
 
     def clip_and_update(self, gradients: tuple, learning_rate: Tensor, max_grad_norm: float) -> Tensor:
         """Scale gradients down to a global norm and update every parameter once, by the fused kernel.
