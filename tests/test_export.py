@@ -67,12 +67,12 @@ def in_a_bare_process(code, folder):
 
 
 @pytest.mark.parametrize(("family", "head", "changes", "pruned"), [
-    ("openai-gpt", "lm", {}, {}),
+    pytest.param("openai-gpt", "lm", {}, {}, marks=pytest.mark.slow),
     ("openai-gpt", "lm", {"tie_word_embeddings": False}, {1: [0, 2]}),
     ("openai-gpt", "classifier", {"pad_token_id": 1}, {0: [1]}),
     ("gpt2", "lm", {"output_attentions": True, "output_hidden_states": True}, {0: [1]}),
-    ("gpt2", "lm", {"tie_word_embeddings": False}, {}),
-    ("gpt2", "classifier", {"num_labels": 1}, {}),
+    pytest.param("gpt2", "lm", {"tie_word_embeddings": False}, {}, marks=pytest.mark.slow),
+    pytest.param("gpt2", "classifier", {"num_labels": 1}, {}, marks=pytest.mark.slow),
 ])
 def test_padding_on_either_side_equals_no_padding(tmp_path, family, head, changes, pruned):
     config = tiny_config(family, **changes)
@@ -135,7 +135,7 @@ def test_a_model_in_training_is_exported_without_dropout_and_goes_on_training(tm
     close(loaded(report.path)(ids, np.ones_like(ids)), run(model, input_ids=ids)[0])
 
 
-@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("is_split", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_file_runs_where_there_is_only_mindspore(tmp_path, request, is_split):
     if is_split:
         request.getfixturevalue("split")

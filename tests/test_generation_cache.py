@@ -70,8 +70,8 @@ def assert_same(first, second) -> None:
     close(first[1], second[1])
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("stride", [None, 1])
+@pytest.mark.parametrize(("batch", "stride"), [(8, None), (1, 1), pytest.param(1, None, marks=pytest.mark.slow),
+                                               pytest.param(8, 1, marks=pytest.mark.slow)])
 def test_cached_equals_uncached(model, batch, stride):
     rows = ragged(batch)
     cached = written(model, rows, shift=7, context_stride=stride)
