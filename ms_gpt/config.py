@@ -373,11 +373,12 @@ class GPTConfig:
         return GPTConfig(**values)
 
 
-@dataclass(eq=False)
 class GPT2Config(GPTConfig):
-    """A ``GPTConfig`` that is of the family GPT-2 where ``model_type`` is not given, as Hugging Face's is."""
+    """Makes a ``GPTConfig`` that is of the family GPT-2 where ``model_type`` is not given."""
 
-    model_type: str = "gpt2"
+    def __new__(cls, *args: Any, **values: Any) -> GPTConfig:
+        """Return a ``GPTConfig``, so that it equals one of the same values."""
+        return GPTConfig(*args, **({"model_type": "gpt2"} | values))
 
 
 def _numbered(id2label: Any) -> dict[int, str]:

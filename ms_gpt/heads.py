@@ -300,6 +300,9 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
     architecture = {"openai-gpt": "OpenAIGPTForSequenceClassification", "gpt2": "GPT2ForSequenceClassification",
                     "ms_gpt": "GPTForSequenceClassification"}
 
+    # What predictions have compiled for this model.
+    not_compiled = ("graphs",)
+
     def __init__(self, config: GPTConfig, class_weights: list[float] | None = None) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -311,9 +314,16 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
         self.dropout = Dropout(config.classifier_pdrop)
         self.score = nn.Dense(config.n_embd, config.num_labels, has_bias=False)
         self.class_weights = None
+        # See ms_gpt.training.scoring.
+        self.graphs: dict[str, Any] = {}
         if class_weights is not None:
             self.set_class_weights(class_weights)
         self.post_init()
+
+    def forget_graphs(self) -> None:
+        """Drop compiled graphs, those of predictions too, after the structure has changed."""
+        super().forget_graphs()
+        self.graphs.clear()
 
     def set_class_weights(self, class_weights: list[float]) -> None:
         """Weigh the classes in the single-label loss.

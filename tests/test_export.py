@@ -135,7 +135,7 @@ def test_a_model_in_training_is_exported_without_dropout_and_goes_on_training(tm
     close(loaded(report.path)(ids, np.ones_like(ids)), run(model, input_ids=ids)[0])
 
 
-@pytest.mark.parametrize("is_split", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("is_split", [False, True])
 def test_the_file_runs_where_there_is_only_mindspore(tmp_path, request, is_split):
     if is_split:
         request.getfixturevalue("split")

@@ -107,5 +107,6 @@ def test_hugging_faces_names_are_the_same_classes():
     assert ms_gpt.OpenAIGPTConfig(n_layer=2).model_type == "openai-gpt"
     config = ms_gpt.GPT2Config(n_layer=2)
     assert (config.model_type, config.vocab_size, config.n_layer) == ("gpt2", 50257, 2)
-    assert isinstance(config, ms_gpt.GPTConfig)
-    assert config.to_dict() == ms_gpt.GPTConfig(n_layer=2, model_type="gpt2").to_dict()
+    assert config == config.replace() == ms_gpt.GPTConfig(n_layer=2, model_type="gpt2")
+    assert ms_gpt.GPT2Config(100, n_layer=2).vocab_size == 100
+    assert ms_gpt.GPT2Config.preset("gpt1").model_type == "openai-gpt"

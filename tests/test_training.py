@@ -85,7 +85,6 @@ print(hashlib.sha256(b"".join(p.asnumpy().tobytes() for p in model.weights().val
 """
 
 
-@pytest.mark.slow
 def test_two_processes_leave_equal_weights_after_200_steps_of_dropout(tmp_path):
     digests = []
     for name in ("first", "second"):
@@ -96,7 +95,7 @@ def test_two_processes_leave_equal_weights_after_200_steps_of_dropout(tmp_path):
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("killed_at", [*(pytest.param(n, marks=pytest.mark.slow) for n in (5, 16)), 19])
+@pytest.mark.parametrize("killed_at", [pytest.param(5, marks=pytest.mark.slow), 16, 19])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed_at):
     """Killed inside an epoch, at its end, and after a save that is not the newest step."""
     def run(folder, callbacks=(), resume=False):

@@ -87,17 +87,39 @@ def test_evaluate_and_predict_agree(trained, reviews, capsys, tmp_path):
     predictions = json.loads(out)["predictions"]
     assert [item["text"] for item in predictions] == [text for text, _ in rows]
     model, tokenizer = AutoModel.from_pretrained(folder / "best"), Tokenizer.from_pretrained(folder / "best")
+    model.set_train(True)
     by_function = predict(model, tokenizer, (text for text, _ in rows), batch_size=7)
-    assert [item["label"] for item in by_function] == [item["label"] for item in predictions]
-    with pytest.raises(UserError, match="texts is one string"):
-        predict(model, tokenizer, "a text")
-    with pytest.raises(UserError, match="a GPTLMHeadModel has no labels to predict"):
-        predict(GPTLMHeadModel(model.config), tokenizer, ["a text"])
+    assert model.training
+    assert [(item["text"], item["label"]) for item in by_function] == [
+        (item["text"], item["label"]) for item in predictions]
+    np.testing.assert_allclose([item["probability"] for item in by_function],
+                               [item["probability"] for item in predictions], atol=1e-6, rtol=0)
     right = sum(item["label"] == label for item, (_, label) in zip(predictions, rows, strict=True))
     assert right / 80 == pytest.approx(figures["accuracy"])
     chances = [item["probability"] if item["label"] == label else 1 - item["probability"]
                for item, (_, label) in zip(predictions, rows, strict=True)]
     assert -np.mean(np.log(chances)) == pytest.approx(figures["loss"], abs=1e-5)
+
+
+def test_predict_in_python(trained, compilations):
+    folder, _ = trained
+    model, tokenizer = AutoModel.from_pretrained(folder / "best"), Tokenizer.from_pretrained(folder / "best")
+    first = predict(model, tokenizer, ["a good film"])
+    assert len(compilations) == 1
+    assert predict(model, tokenizer, ["a good film"]) == first
+    assert len(compilations) == 1
+    assert predict(model, tokenizer, []) == []
+    assert [item["probability"] for item in predict(model, tokenizer, ["a good film", "", "a bad film"])][0] == (
+        pytest.approx(first[0]["probability"], abs=1e-6))
+    for texts, message in (("a text", "texts is one str"), ({"text": ["a"]}, "texts is one dict"),
+                           (["a", None], r"texts\[1\] is a NoneType")):
+        with pytest.raises(UserError, match=message):
+            predict(model, tokenizer, texts)
+    for size in (0, 2.5, "4", True):
+        with pytest.raises(UserError, match="batch_size="):
+            predict(model, tokenizer, ["a"], batch_size=size)
+    with pytest.raises(UserError, match="a GPTLMHeadModel has no labels to predict"):
+        predict(GPTLMHeadModel(model.config), tokenizer, ["a text"])
 
 
 def test_predict_prints_a_line_for_each_text(trained, capsys):

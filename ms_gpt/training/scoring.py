@@ -17,6 +17,7 @@ from ms_gpt.data.encode import encode_texts
 from ms_gpt.data.splits import choose_part
 from ms_gpt.errors import UserError
 from ms_gpt.generation.processors import log_softmax
+from ms_gpt.generation.session import evaluating
 from ms_gpt.heads import AutoModel, GPTForSequenceClassification
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.tokenizer import BaseTokenizer, Tokenizer
@@ -126,14 +127,16 @@ class Labeller:
     """
 
     def __init__(self, model: GPTForSequenceClassification, tokenizer: Tokenizer, batch_size: int = 32) -> None:
-        if batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size={batch_size} is not a whole number of at least 1")
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         rule = truncation_rule(model.config)
         self.max_length, self.truncation = rule["max_length"], rule["truncation"]
         # Texts come as a stream, so the padded lengths cannot be fitted to them.
         self.buckets = sorted({max(self.max_length // 4, 1), max(self.max_length // 2, 1), self.max_length})
-        self.forward = Forward(model, ["input_ids", "attention_mask"]).set_train(False)
+        # Kept with the model, so that the next labeller does not compile it again.
+        self.forward = model.graphs.setdefault("labels", Forward(model, ["input_ids", "attention_mask"]))
+        self.forward.set_train(False)
         self.truncated = 0
 
     def label(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -184,20 +187,28 @@ def predict(model: GPTForSequenceClassification, tokenizer: Tokenizer, texts: It
     """Label texts.
 
     Args:
-        model: The classifier.
+        model: The classifier; in training or not, it is left as it was.
         tokenizer: Its tokenizer.
         texts: What to label; a text that is too long is truncated as in training.
-        batch_size: Texts in a batch.
+        batch_size: Most texts in a batch; few texts make a smaller one.
 
     Returns:
         One dict for each text, in order: ``text`` with ``label`` and ``probability``; lists of both for a multi-label
         model; ``value`` for a regression.
 
     Raises:
-        UserError: The model is no classifier, or ``texts`` is one string, or ``batch_size`` is no size.
+        UserError: The model is no classifier, ``texts`` is no series of strings, or ``batch_size`` is no size.
     """
     if not isinstance(model, GPTForSequenceClassification):
         raise UserError(f"a {type(model).__name__} has no labels to predict: load a classifier")
-    if isinstance(texts, str):
-        raise UserError("texts is one string: give a list of texts")
-    return list(Labeller(model, tokenizer, batch_size).label(texts))
+    if isinstance(texts, str | bytes | Mapping):
+        raise UserError(f"texts is one {type(texts).__name__}: give a list of strings")
+    texts = list(texts)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"texts[{place}] is a {type(text).__name__}: give a list of strings")
+    with evaluating(model):
+        labeller = Labeller(model, tokenizer, batch_size)
+        # Each size is a graph of its own: powers of two are few, and do not read 32 rows for one text.
+        labeller.batch_size = min(batch_size, 2 ** max(len(texts) - 1, 0).bit_length())
+        return list(labeller.label(texts))
