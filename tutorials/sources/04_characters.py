@@ -261,6 +261,7 @@ for name, loss in baselines.items():
     plt.text(2000, loss + 0.03, name, color=GREY, ha="right", fontsize=9)
 plt.xlabel("step")
 plt.ylabel("loss (nats a character)")
+plt.margins(y=0.1)
 plt.legend(frameon=False, loc="center right")
 plt.show()
 
@@ -297,6 +298,7 @@ plt.axhline(baselines["pairs"], color=GREY, linewidth=0.8, linestyle="--")
 plt.text(block_size, baselines["pairs"] + 0.03, "pairs", color=GREY, ha="right", fontsize=9)
 plt.xlabel("characters that the model can see")
 plt.ylabel("mean loss")
+plt.margins(y=0.15)
 plt.show()
 
 # %% [markdown] en
