@@ -375,34 +375,32 @@ for low, high in ((0.5, 0.7), (0.7, 0.9), (0.9, 0.97), (0.97, 1.01)):
               f"{(predicted == labels['test'])[chosen].mean():.1%} right")
 
 # %% [markdown] en
-# In the run shown here, the five surest errors are of four kinds, and only some are the model's fault:
+# In the run shown here, the five surest errors are of three kinds, and only some are the model's fault:
 #
 # - **The label is wrong.** "Excellent movie", "Highly Recommended: 7/10", filed as negative; the Heffalump review is
 #   hardly a condemnation either. No model can be right about such reviews, and one that is has learnt them by heart.
-# - **What decides is a comparison.** "A long way from the wonderful Les enfants du paradis" praises another film. "Too
-#   little cinema and too little human emotions" needs "too little" to be read together with what follows.
-# - **Irony and wishes.** "I am sorry that I did not postpone indefinitely seeing it": each word is harmless.
+# - **What decides is a comparison.** "A long way from the wonderful Les enfants du paradis" praises another film, and
+#   "the book was great" a book.
 # - **The verdict is plain, and was missed.** "A rancid piece of garbage not worth viewing": "garbage" stands in 96
 #   training reviews, 83 of them negative, and still other words outweighed it. This one is the model's own fault, and
 #   the kind of error that more data, or a pre-trained model, mends.
 #
-# The table says something else: the probabilities are too high. Where the model claims 70 to 90 %, it is right two
-# times out of three. After training by heart has set in, a probability is a ranking, not a promise; whoever needs one
+# The table says something else: the probabilities are too high. Where the model claims 70 to 90 %, it is right three
+# times out of five. After training by heart has set in, a probability is a ranking, not a promise; whoever needs one
 # that holds calibrates it on validation (by a temperature, for example), and for rejecting doubtful cases the ranking
 # will do.
 
 # %% [markdown] zh
-# 在这里展示的运行中，最有把握的五个错误可分为四类，其中只有一部分是模型的过失：
+# 在这里展示的运行中，最有把握的五个错误可分为三类，其中只有一部分是模型的过失：
 #
 # - **标签本身有误。** “Excellent movie”“Highly Recommended: 7/10”，却被归为负面；评论 Heffalump 的那条也很难算是
 #   批评。这样的影评任何模型都答不对，能答对的只是背下来了。
-# - **起决定作用的是比较。** “A long way from the wonderful Les enfants du paradis” 夸的是另一部影片。 “too little
-#   cinema and too little human emotions” 则必须把 “too little” 与后面的词连起来读。
-# - **反讽与愿望。** “I am sorry that I did not postpone indefinitely seeing it”：单看每个词都没有褒贬。
+# - **起决定作用的是比较。** “A long way from the wonderful Les enfants du paradis” 夸的是另一部影片，
+#   “the book was great” 夸的是书。
 # - **结论很明白，却没读出来。** “A rancid piece of garbage not worth viewing”：“garbage” 出现在 96 条训练影评中，
 #   其中 83 条是负面，可还是被别的词压了过去。这是模型自己的过失，也正是更多的数据或预训练模型能够改善的错误。
 #
-# 表格还说明了另一件事：概率偏高。模型声称有 70% 到 90% 把握时，三次里只对两次。开始死记之后，概率只能用来排序，不能当
+# 表格还说明了另一件事：概率偏高。模型声称有 70% 到 90% 把握时，五次里只对三次。开始死记之后，概率只能用来排序，不能当
 # 作承诺；需要可信的概率，就要在验证集上校准（例如用温度缩放）；如果只是为了筛出可疑的样本，排序就够用了。
 
 # %% [markdown] en
@@ -433,7 +431,7 @@ for prediction in predict(model, tokenizer, sentences):
 #
 # | what | test accuracy |
 # |---|---|
-# | this notebook: 6,000 reviews, 256 tokens, 2 minutes | .841 (bag of words .868) |
+# | this notebook: 6,000 reviews, 256 tokens, 2 minutes | .838 (bag of words .868) |
 # | all 25,000 reviews, 512 tokens: `python -m ms_gpt finetune --data imdb` (about 40 minutes) | .882 |
 # | bag of words and word pairs (TF-IDF, logistic regression) on all 25,000 | .911 |
 # | GPT-1's pre-trained weights, fine-tuned (the course's own notebooks) | .918 to .925 |
@@ -471,7 +469,7 @@ for prediction in predict(model, tokenizer, sentences):
 #
 # | 内容 | 测试准确率 |
 # |---|---|
-# | 本教程：6000 条影评，256 个 token，2 分钟 | .841（词袋 .868） |
+# | 本教程：6000 条影评，256 个 token，2 分钟 | .838（词袋 .868） |
 # | 全部 25000 条影评，512 个 token：`python -m ms_gpt finetune --data imdb`（约 40 分钟） | .882 |
 # | 全部 25000 条影评上的词与词对（TF-IDF、逻辑回归） | .911 |
 # | 微调 GPT-1 预训练权重（课程自己的 notebook） | .918 到 .925 |

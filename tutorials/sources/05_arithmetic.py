@@ -319,17 +319,18 @@ plt.show()
 # A map of all sums for the plain layout: a upwards, b to the right, darker where more of the three digits are wrong.
 # The errors are not scattered, they have a pattern. On a diagonal stand the sums with the same answer, so stripes along
 # it mean that the model has a feeling for the size of the answer before it can add. The bars count the sums that are
-# wrong in the third map: the number of carries says little, the last digit of the answer a lot. Answers that end in 9
-# are right and those that end in 0, just above a multiple of ten, are wrong: the tens come out one too low (the line
-# below the maps counts how often).
+# wrong in the third map: the number of carries says less than the last digit of the answer. In the run shown, answers
+# that end in 0 or 1, just above a multiple of ten, are wrong most often, and most errors are tens that come out one too
+# low (the line below the maps counts them).
 
 # %% [markdown] zh
 # ## 错在哪里
 #
 # 下面是 plain 写法下所有算式的地图：纵轴为 a，横轴为 b，三位数字中错得越多颜色越深。
 # 错误并不是随机散布的，而是有规律的。同一条对角线上的算式答案相同，所以沿对角线的条纹意味着
-# 模型在学会加法之前，就已经对答案的大小有了感觉。条形图统计第三幅地图中算错的算式：进位次数影响不大，
-# 答案的末位数字却影响很大。以 9 结尾的答案是对的，而以 0 结尾、刚刚超过整十的答案是错的：十位少了一。
+# 模型在学会加法之前，就已经对答案的大小有了感觉。条形图统计第三幅地图中算错的算式：进位次数的影响
+# 不如答案的末位数字大。在这次运行中，以 0 或 1 结尾、刚刚超过整十的答案最容易算错，而多数错误都是十位少了一
+# （图下方的那一行给出了比例）。
 
 # %%
 stages = [2, 3, 4, 6]
