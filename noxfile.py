@@ -90,13 +90,12 @@ def with_mindspore(version):
 def matrix(session, mindspore):
     """Run what leans on MindSpore most, 3 to 6 minutes; ``-- tests`` runs all that depends on it, 20 minutes.
 
-    Only those two leave a result for ``matrix-table``; other arguments, such as ``-- -k cache``, go to pytest.
+    Only those two leave a result for ``matrix-table``; other arguments, such as ``-- -k cache``, narrow the selection.
     """
     session.install(*with_mindspore(mindspore))
-    chosen = [*MATRIX_TESTS_OF_ONE_PYTHON.get(session.python, []), *MATRIX_TESTS]
-    if any(Path(argument.split("::")[0]).exists() for argument in session.posargs):
-        chosen = []
-    if session.posargs in ([], ["tests"]):
+    is_whole = session.posargs == ["tests"]
+    chosen = [] if is_whole else [*MATRIX_TESTS_OF_ONE_PYTHON.get(session.python, []), *MATRIX_TESTS]
+    if is_whole or not session.posargs:
         chosen.append(f"--junitxml={MATRIX_RESULTS / f'{session.python}-{mindspore}.xml'}")
     session.run("python", "-m", "pytest", "-m", f"{EVERYWHERE} and not without_mindspore", *chosen, *session.posargs)
 

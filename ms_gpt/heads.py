@@ -99,23 +99,13 @@ class GPTLMHeadModel(LanguageModelMixin, GPTPreTrainedModel):
 
     architecture = {"openai-gpt": "OpenAIGPTLMHeadModel", "gpt2": "GPT2LMHeadModel", "ms_gpt": "GPTLMHeadModel"}
 
-    # What generation has compiled for this model.
-    not_compiled = ("sessions",)
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.transformer = GPTModel(config)
         self.is_tied = config.tie_word_embeddings
         if not self.is_tied:
             self.lm_head = LMHead(config)
-        # See ms_gpt.generation.session.
-        self.sessions: dict[tuple, Any] = {}
         self.post_init()
-
-    def forget_graphs(self) -> None:
-        """Drop compiled graphs, generation's too, after the structure has changed."""
-        super().forget_graphs()
-        self.sessions.clear()
 
     def generate(self, input_ids: Any, attention_mask: Any = None, past_key_values: Any = None,
                  **settings: Any) -> Tensor:
@@ -300,9 +290,6 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
     architecture = {"openai-gpt": "OpenAIGPTForSequenceClassification", "gpt2": "GPT2ForSequenceClassification",
                     "ms_gpt": "GPTForSequenceClassification"}
 
-    # What predictions have compiled for this model.
-    not_compiled = ("graphs",)
-
     def __init__(self, config: GPTConfig, class_weights: list[float] | None = None) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -314,16 +301,9 @@ class GPTForSequenceClassification(LanguageModelMixin, GPTPreTrainedModel):
         self.dropout = Dropout(config.classifier_pdrop)
         self.score = nn.Dense(config.n_embd, config.num_labels, has_bias=False)
         self.class_weights = None
-        # See ms_gpt.training.scoring.
-        self.graphs: dict[str, Any] = {}
         if class_weights is not None:
             self.set_class_weights(class_weights)
         self.post_init()
-
-    def forget_graphs(self) -> None:
-        """Drop compiled graphs, those of predictions too, after the structure has changed."""
-        super().forget_graphs()
-        self.graphs.clear()
 
     def set_class_weights(self, class_weights: list[float]) -> None:
         """Weigh the classes in the single-label loss.

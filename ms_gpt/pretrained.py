@@ -37,12 +37,15 @@ class GPTPreTrainedModel(CachedGraph):
 
     architecture: ClassVar[dict[str, str]] = {}
     _random_init: ClassVar[bool] = True
+    # Cells around this one, which generation and predictions keep so as not to compile them again.
+    not_compiled = ("graphs",)
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = ms.float32
         self.wants_kernels, self.uses_kernels = True, False
+        self.graphs: dict[Any, Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, the inputs checked beforehand: a compiler would report a mistake in forty lines."""
@@ -256,9 +259,10 @@ class GPTPreTrainedModel(CachedGraph):
         return self.get_input_embeddings()
 
     def forget_graphs(self) -> None:
-        """Drop compiled graphs after the structure has changed."""
+        """Drop compiled graphs, those of the cells around this one too, after the structure has changed."""
         for _, cell in self.cells_and_names():
             cell.compile_cache.clear()
+        self.graphs.clear()
 
     def dense_arrays(self) -> dict[str, np.ndarray]:
         """Return the weights as arrays under their names here, pruned heads put back as zeros."""

@@ -109,6 +109,9 @@ def test_compiling_says_how_long(capsys, clock):
     with Console().compiling("the training graph"):
         clock[0] += 12.34
     assert capsys.readouterr().out == "compiling the training graph ...\ncompiled the training graph in 12.3 s\n"
+    with Console().compiling(before="scored"):
+        clock[0] += 1
+    assert capsys.readouterr().out == "compiling the graph ...\ncompiled the graph and scored in 1.0 s\n"
 
 
 def test_plain_progress_lines(capsys, clock):

@@ -69,7 +69,9 @@ def test_a_row_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
     assert rows["hangs"]["note"].startswith("no result after 3 seconds (")
     assert rows["differs"]["note"].startswith("loss differs by 5.0e-01, more than 1e-04")
     assert Path(rows["raises"]["note"].split("(")[-1].rstrip(")")).exists()
-    assert "| it holds | pass | 0.0e+00 (1e-04) |" in (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| it holds | pass | 0.0e+00 (1e-04) |" in text
+    assert text.endswith(" minutes\n")
 
 
 def test_mistakes_on_the_command_line(tmp_path, capsys):

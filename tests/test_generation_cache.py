@@ -214,7 +214,7 @@ class TestGraphs:
     def test_few_shapes_are_kept(self, model):
         for batch in range(1, 9):
             Reader(model, ragged(batch), GenerationSettings())
-        assert len(model.sessions) == 4
+        assert len(model.graphs) == 4
 
 
 class TestSessionMistakes:

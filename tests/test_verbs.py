@@ -120,6 +120,8 @@ def test_predict_in_python(trained, compilations):
             predict(model, tokenizer, ["a"], batch_size=size)
     with pytest.raises(UserError, match="a GPTLMHeadModel has no labels to predict"):
         predict(GPTLMHeadModel(model.config), tokenizer, ["a text"])
+    model.prune_heads({0: [1]})
+    assert predict(model, tokenizer, ["a good film"]) != first
 
 
 def test_predict_prints_a_line_for_each_text(trained, capsys):

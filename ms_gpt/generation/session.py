@@ -234,12 +234,12 @@ def session_for(model: Any, batch_size: int, length: int, use_cache: bool) -> Se
         The session; the model keeps the last few.
     """
     key = (batch_size, length, use_cache)
-    session = model.sessions.pop(key, None)
+    session = model.graphs.pop(key, None)
     if session is None or not session.is_current():
-        while len(model.sessions) >= _MOST_SESSIONS:
-            del model.sessions[next(iter(model.sessions))]
+        while len(model.graphs) >= _MOST_SESSIONS:
+            del model.graphs[next(iter(model.graphs))]
         session = Session(model, *key)
-    model.sessions[key] = session
+    model.graphs[key] = session
     session.forget()
     return session
 
