@@ -18,10 +18,12 @@ NUMPY = "numpy>=1.25,<2"
 # CANN versions that each MindSpore accepts: AscendEnvChecker in its run_check/_check_version.py.
 CANN = {
     "2.7.0": ("7.7", "7.8", "8.2"),
+    "2.7.2": ("8.5",),
     "2.8.0": ("8.2", "8.3", "8.5"),
     "2.9.0": ("8.2", "8.3", "8.5", "9.0"),
     "2.10.0": ("8.2", "8.3", "8.5", "9.0", "9.1"),
 }
+FIRST_FOR_3_12 = (2, 7, 2)  # the first MindSpore with a wheel for Python 3.12
 CUDA_PACKAGES = ("nvidia-cuda-runtime-cu11", "nvidia-cuda-nvrtc-cu11", "nvidia-cublas-cu11", "nvidia-cudnn-cu11==8.*",
                  "nvidia-cufft-cu11", "nvidia-curand-cu11", "nvidia-cusolver-cu11", "nvidia-cusparse-cu11")
 
@@ -133,7 +135,8 @@ def _ascend(machine: Machine) -> Iterator[Problem]:
         yield ("there is an Ascend NPU, but no CANN, through which MindSpore drives it",
                f'conda install "ascend::cann-toolkit={newest}"')
     elif ascend.version and supported and ascend.version not in supported:
-        fitting = [version for version, listed in CANN.items() if ascend.version in listed]
+        fitting = [version for version, listed in CANN.items() if ascend.version in listed
+                   and (machine.python < (3, 12) or _numbers(version) >= FIRST_FOR_3_12)]
         fix = (install(f"mindspore=={max(fitting, key=_numbers)}", NUMPY) if fitting
                else f'conda install "ascend::cann-toolkit={max(supported, key=_numbers)}"')
         yield (f"MindSpore {machine.packages.get('mindspore')} is made for CANN {', '.join(supported)}, and here is "
