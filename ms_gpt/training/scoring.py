@@ -211,4 +211,7 @@ def predict(model: GPTForSequenceClassification, tokenizer: Tokenizer, texts: It
         labeller = Labeller(model, tokenizer, batch_size)
         # Each size is a graph of its own: powers of two are few, and do not read 32 rows for one text.
         labeller.batch_size = min(batch_size, 2 ** max(len(texts) - 1, 0).bit_length())
-        return list(labeller.label(texts))
+        # Texts of about one length share a batch, and with it a padded length.
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        labelled = dict(zip(order, labeller.label(texts[place] for place in order), strict=True))
+        return [labelled[place] for place in range(len(texts))]
