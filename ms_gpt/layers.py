@@ -15,6 +15,8 @@ from ms_gpt.errors import UserError
 from ms_gpt.kernels import kernel
 
 IGNORE_INDEX = -100
+# Constants, since a Tensor that a graph makes from a Python number takes it a twentieth of a second to compile.
+LOWEST, _ZERO = Tensor(float(np.finfo(np.float32).min), ms.float32), Tensor(0.0, ms.float32)
 _FEW_CLASSES = 32
 
 
@@ -286,9 +288,16 @@ class Dropout(nn.Cell):
         Returns:
             bool Tensor (rows, columns).
         """
-        counter = ops.arange(0, rows + columns, 1, dtype=ms.int32) + ops.bitwise_xor(key, self.salt)
+        counter = positions(rows + columns) + ops.bitwise_xor(key, self.salt)
         odd = ops.bitwise_or(mix(counter), 1)
         return odd[:rows].reshape((rows, 1)) * odd[rows:].reshape((1, columns)) >= self.threshold
+
+
+@ops.constexpr
+def positions(length: int) -> Tensor:
+    """Return the constant int32 Tensor (length,) of 0, 1, 2 and so on."""
+    # ops.arange compiles eighty functions of MindSpore's, half of the time that a small graph takes to compile.
+    return Tensor(np.arange(length), ms.int32)
 
 
 def attention_bias(length: int, attention_mask: Tensor | None, window_size: int | None = None,
@@ -306,7 +315,7 @@ def attention_bias(length: int, attention_mask: Tensor | None, window_size: int 
 
     Source: the local attention of GPT-Neo for what a window counts.
     """
-    position = ops.arange(0, length, 1, dtype=ms.int32)
+    position = positions(length)
     query = position if query_position is None else query_position
     query, key = query.reshape((-1, 1)), position.reshape((1, length))
     allowed = query >= key
@@ -315,8 +324,7 @@ def attention_bias(length: int, attention_mask: Tensor | None, window_size: int 
     allowed = allowed.reshape((1, 1, -1, length))
     if attention_mask is not None:
         allowed = ops.logical_and(allowed, (attention_mask != 0).reshape((-1, 1, 1, length)))
-    zero, lowest = Tensor(0.0, ms.float32), Tensor(float(np.finfo(np.float32).min), ms.float32)
-    bias = ops.where(allowed, zero, lowest)
+    bias = ops.where(allowed, _ZERO, LOWEST)
     # MindSpore 2.7.0 folds a constant of one number into a scalar.
     return bias.reshape((-1, 1, 1, 1)) if length == 1 else bias
 
@@ -331,7 +339,7 @@ def last_token_index(is_real: Tensor) -> Tensor:
         int32 Tensor (B,), in [0, T).
     """
     # A float maximum, since Ascend has no integer reduction; float32 counts exactly to 2**24.
-    position = ops.arange(0, is_real.shape[1], 1, dtype=ms.int32).astype(ms.float32)
+    position = positions(is_real.shape[1]).astype(ms.float32)
     return ops.ReduceMax()(is_real.astype(ms.float32) * position, -1).astype(ms.int32)
 
 
@@ -346,7 +354,7 @@ def gather_positions(hidden_states: Tensor, index: Tensor) -> Tensor:
         Tensor (B, D).
     """
     batch, length, width = hidden_states.shape
-    flat = index.astype(ms.int32) + ops.arange(0, batch, 1, dtype=ms.int32) * length
+    flat = index.astype(ms.int32) + positions(batch) * length
     return ops.gather(hidden_states.reshape((batch * length, width)), flat, 0)
 
 
@@ -404,7 +412,7 @@ def next_token_labels(labels: Tensor) -> Tensor:
     Returns:
         int Tensor (B * T,).
     """
-    filler = ops.full((labels.shape[0], 1), IGNORE_INDEX, dtype=labels.dtype)
+    filler = ops.zeros_like(labels[:, :1]) + IGNORE_INDEX
     return ops.cat((labels[:, 1:], filler), 1).reshape((-1,))
 
 

@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt.config import GPTConfig
 from ms_gpt.kernels import STEP_ROWS, kernel
-from ms_gpt.layers import Activation, Add, Conv1D, Dropout, LayerNorm, attention_bias, kept_heads, mix
+from ms_gpt.layers import Activation, Add, Conv1D, Dropout, LayerNorm, attention_bias, kept_heads, mix, positions
 from ms_gpt.pretrained import GPTPreTrainedModel
 
 
@@ -169,7 +169,7 @@ class Attention(nn.Cell):
             Tensor (B, T, H*K) of the dtype of ``query``.
         """
         length = bias.shape[-1]
-        position = ops.arange(0, length, 1, dtype=ms.int32)
+        position = positions(length)
         # Padding looks at itself, since what the kernel makes of a row without any key is not documented.
         hidden = ops.logical_and(bias < 0, position.reshape((length, 1)) != position.reshape((1, length)))
         if bias.shape[0] == 1:
@@ -363,7 +363,7 @@ class GPTModel(GPTPreTrainedModel):
         if length > self.config.n_positions:
             raise ValueError(f"a sequence of {length} tokens is longer than n_positions={self.config.n_positions}")
         if position_ids is None:
-            position_ids = ops.arange(0, length, 1, dtype=ms.int32).reshape((1, length))
+            position_ids = positions(length).reshape((1, length))
         hidden_states = inputs_embeds + self.look_up(self.positions_embed, position_ids)
         if token_type_ids is not None:
             hidden_states = hidden_states + self.look_up(self.tokens_embed, token_type_ids)

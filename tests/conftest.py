@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -28,6 +29,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in WITHOUT_MINDSPORE:
             item.add_marker("without_mindspore")
+
+
+def pytest_collection_finish():
+    """Keep what has been imported out of the garbage collections, one of which every compilation makes."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

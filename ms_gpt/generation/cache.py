@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from ms_gpt.layers import positions
 from ms_gpt.pretrained import GPTPreTrainedModel
 
 
@@ -48,7 +49,7 @@ class KVCache(nn.Cell):
         Args:
             count: int32 Tensor (1,), how many columns stay.
         """
-        column = ops.arange(0, self.length, 1, dtype=ms.int32)
+        column = positions(self.length)
         kept = (column < count).reshape((1, 1, -1, 1))
         # Chosen, not multiplied by 0: what a model that has gone astray leaves may be NaN.
         for parameter in self.keys + self.values:

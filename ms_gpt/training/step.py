@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import cross_entropy
+from ms_gpt.layers import LOWEST, cross_entropy, positions
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.training.loss_scale import LossScaler, ScaledLoss
 from ms_gpt.training.optimizer import AdamW
@@ -141,9 +141,9 @@ class SampledTargetLoss(nn.Cell):
         Returns:
             int32 Tensor (tokens,), no token twice.
         """
-        places = start + self.stride * ops.arange(0, self.drawn, 1, dtype=ms.int32)
+        places = start + self.stride * positions(self.drawn)
         drawn = self.frequent + places - self.rare * (places >= self.rare).astype(ms.int32)
-        return ops.cat((ops.arange(0, self.frequent, 1, dtype=ms.int32), drawn), 0)
+        return ops.cat((positions(self.frequent), drawn), 0)
 
     def rows_of(self, table: Tensor, ids: Tensor) -> Tensor:
         """Return rows of the table (V, D) of output embeddings, (..., D)."""
@@ -157,8 +157,7 @@ class SampledTargetLoss(nn.Cell):
         own = self.sum(hidden_states * self.rows_of(table, targets), -1)
         logits = self.model.project(hidden_states, self.rows_of(table, ids)).astype(ms.float32)
         is_target = ids.reshape((1, -1)) == targets.reshape((-1, 1))
-        lowest = Tensor(float(np.finfo(np.float32).min), ms.float32)
-        return ops.cat((own, ops.where(is_target, lowest, logits + self.log_weights)), 1)
+        return ops.cat((own, ops.where(is_target, LOWEST, logits + self.log_weights)), 1)
 
     def construct(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss."""

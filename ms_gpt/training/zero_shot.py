@@ -23,7 +23,7 @@ from ms_gpt.data.encode import clean_text
 from ms_gpt.data.splits import check_labels
 from ms_gpt.errors import UserError, suggest
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import log_softmax
+from ms_gpt.layers import log_softmax, positions
 from ms_gpt.training.metrics import single_label_metrics
 from ms_gpt.training.perplexity import check_vocabulary, fitting_batch_size, start_token
 
@@ -105,9 +105,9 @@ class ContinuationLogProbs(CachedGraph):
         hidden_states = self.model.transformer(input_ids)[0]  # (B, T, D)
         batch, length, width = hidden_states.shape
         count, choices = targets.shape[1:]
-        position = starts.reshape((batch, 1)) + ops.arange(0, count, 1, dtype=ms.int32)
+        position = starts.reshape((batch, 1)) + positions(count)
         last = ops.full_like(position, length - 1)
-        rows = ops.arange(0, batch, 1, dtype=ms.int32).reshape((batch, 1)) * length
+        rows = positions(batch).reshape((batch, 1)) * length
         flat = (ops.where(position < length, position, last) + rows).reshape((-1,))
         picked = ops.gather(hidden_states.reshape((batch * length, width)), flat, 0)
         logits = self.model.lm_logits(picked.reshape((batch, count, width))).reshape((batch * count, -1))
