@@ -295,7 +295,14 @@ class Dropout(nn.Cell):
 
 @ops.constexpr
 def positions(length: int) -> Tensor:
-    """Return the constant int32 Tensor (length,) of 0, 1, 2 and so on."""
+    """Return 0, 1, 2 and so on, as a constant.
+
+    Args:
+        length: T, how many.
+
+    Returns:
+        int32 Tensor (T,).
+    """
     # ops.arange compiles eighty functions of MindSpore's, half of the time that a small graph takes to compile.
     return Tensor(np.arange(length), ms.int32)
 
