@@ -186,8 +186,38 @@ class TestCommandLine:
         once = capsys.readouterr().out
         assert f"the tokenizer stays in {source}" in once
         assert "replaced" not in once
-        assert main(["convert", source, target]) == 0
+        assert f"28 tensors written to {target}, the configuration to {tmp_path / 'b_config.json'}" in once
+        assert main(["convert", source, target, "--overwrite"]) == 0
         assert f"{target} was there already, and has been replaced" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("target", "held"), [("b", "b/config.json"), ("b.bin", "b.bin"), ("c", "c/x.ckpt")])
+    def test_a_model_that_is_there_is_kept(self, tmp_path, capsys, target, held):
+        make_folder(tmp_path / "a")
+        make_folder(tmp_path / "b", n_layer=1)
+        (tmp_path / "b" / "tokenizer.json").write_text("{}")
+        (tmp_path / "b.bin").write_bytes(b"weights")
+        (tmp_path / "c").mkdir()
+        (tmp_path / "c" / "x.ckpt").write_bytes(b"weights")
+        command = ["convert", str(tmp_path / "a"), str(tmp_path / target)]
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert main(command) == 2
+        line = f"error: {tmp_path / held} is there already: give another target, or --overwrite\n"
+        assert capsys.readouterr().err == line
+        assert main([*command, "--dry-run"]) == 0
+        assert "it would be replaced with --overwrite only" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert main([*command, "--overwrite"]) == 0
+        out = capsys.readouterr().out
+        assert f"{tmp_path / held} was there already, and has been replaced" in out
+        assert ("the tokenizer in" in out) == (target == "b")
+
+    def test_another_program_s_configuration_is_kept(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        (tmp_path / "config.json").write_text('{"mine": 1}')
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "model.bin")]) == 2
+        assert "config.json is there already, without model.bin" in capsys.readouterr().err
+        assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+        assert not (tmp_path / "model.bin").exists()
 
     def test_a_mistake_is_one_line_and_exit_code_2(self, tmp_path, capsys):
         make_folder(tmp_path / "a")

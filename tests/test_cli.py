@@ -156,6 +156,7 @@ def test_settings_written_by_a_run_read_back_equal(tmp_path):
 @pytest.mark.parametrize(("words", "parts"), [
     (["--lerning-rate", "3"], ["--lerning-rate is not a flag of fake", "Did you mean '--learning-rate'?"]),
     (["--learn", "3"], ["--learn is not a flag of fake"]),
+    (["--rates", "3"], ["--rates is not a flag of fake. Did you mean '--learning-rate'?"]),
     (["--data", "d", "--epochs", "many"], ["--epochs='many'", "a whole number"]),
     (["--data", "d", "--epochs", "1.5"], ["--epochs='1.5'", "a whole number"]),
     (["--data", "d", "--learning-rate", "nan"], ["--learning-rate='nan'", "a finite number"]),

@@ -312,7 +312,7 @@ def test_encode_labels_with_given_names():
         ([0, 0.5], "single_label_classification", ["0.5 in row 1", "not an integer"]),
         ([0, "a"], "single_label_classification", ["'a' in row 1", "encode_labels"]),
         ([0, None], "single_label_classification", ["None in row 1"]),
-        ([1, 1], "single_label_classification", ["all 2 training labels are 1", "two classes"]),
+        ([1, 1], "single_label_classification", ["all 2 training texts have the same label", "two classes"]),
         ([[0, 1], [1]], "multi_label_classification", [r"\[1\] in row 1", "num_labels=2"]),
         ([[0, 1], [0.5, 1]], "multi_label_classification", ["row 1", "other than 0 and 1"]),
         ([0, 1], "multi_label_classification", ["label 0 in row 0", "not a list"]),

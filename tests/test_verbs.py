@@ -153,7 +153,11 @@ def test_an_interrupted_finetune_goes_on(reviews, tmp_path, capsys, monkeypatch)
     assert "--resume" in err
     monkeypatch.undo()
     # The settings come from the interrupted run's recipe.yaml.
-    assert run(capsys, "finetune", "--output-dir", tmp_path / "cut", "--resume", "--quiet")[0] == 0
+    code, out, _ = run(capsys, "finetune", "--output-dir", tmp_path / "cut", "--resume", "--no-quiet")
+    assert code == 0
+    assert "resume: false" in (tmp_path / "cut" / "recipe.yaml").read_text()
+    # What to type next is tried on a text of the user's own.
+    assert re.search(r"next: .* predict --model .*best '([^']+)'", out)[1] + "," in reviews.read_text()
     whole, cut = ((tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
 
@@ -161,6 +165,7 @@ def test_an_interrupted_finetune_goes_on(reviews, tmp_path, capsys, monkeypatch)
 def test_a_second_run_does_not_overwrite_the_first(trained, reviews, capsys):
     folder, _ = trained
     assert "already holds a run" in fails(capsys, "finetune", "--data", reviews, "--output-dir", folder)
+    assert f"The model of a run is in {folder / 'best'}" in fails(capsys, "predict", "--model", folder, "a text")
 
 
 @pytest.mark.parametrize(("content", "message"), [

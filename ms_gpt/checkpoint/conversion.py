@@ -228,13 +228,16 @@ def _write(target: Path, target_format: str, checkpoint: Checkpoint, tensors: La
 
 
 def _is_shared(beside: Path, target: Path, config: GPTConfig) -> bool:
-    """Say whether other weights are read with this configuration too; it has to say the same of them then."""
+    """Say whether other weights are read with the configuration that is there; it has to say the same then."""
     if not beside.is_file():
         return False
     others = [file.name for file in target.parent.iterdir()
               if file.name != target.name and is_weights(file) and config_path_of(file) == beside]
     if not others:
-        return False
+        if target.is_file():
+            return False
+        raise CheckpointError(f"{beside} is there already, without {target.name}: choose another name or folder than "
+                              f"{target}")
     if GPTConfig.from_json(beside).replace(extra={}) != GPTConfig.from_dict(config.to_dict()).replace(extra={}):
         raise CheckpointError(f"{beside} belongs to {others[0]} and says otherwise: choose another name or folder than "
                               f"{target}")

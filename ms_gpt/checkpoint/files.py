@@ -259,8 +259,10 @@ def _only_weights(folder: Path, names: list[str]) -> str:
         return found[0]
     if found:
         raise CheckpointError(f"{folder} holds {len(found)} files of weights ({some(found)}): name one")
+    best = folder / "best"
+    hint = f". The model of a run is in {best}" if (best / CONFIG_FILE).is_file() else ""
     raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}, no {WEIGHTS_FILE}{INDEX_SUFFIX}, no pytorch_model.bin and "
-                          f"no other weights; found: {listing(folder)}")
+                          f"no other weights; found: {listing(folder)}{hint}")
 
 
 def _tensorflow_content(index: Path, tensors: LazyTensors) -> Content:

@@ -117,7 +117,7 @@ def _answer(line: str, talk: Conversation, console: Console, session: Any, token
             limit: int) -> None:
     text, left_out = talk.prompt(line, tokenizer, limit)
     if left_out:
-        console.note(f"(the oldest {left_out} of {len(talk.turns)} turns no longer fit)")
+        console.note(f"(the oldest {left_out} of {len(talk.turns)} turns no longer fit into {limit} tokens)")
     console.write(talk.assistant)
     answer, _ = stream(console, session.model, tokenizer, text, settings, session)
     talk.turns.append((line, answer.strip()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ms_gpt.cli.options import Options, option
 from ms_gpt.console import Console
+from ms_gpt.errors import UserError
 
 if TYPE_CHECKING:
     from ms_gpt.checkpoint import ConversionReport
@@ -41,6 +42,7 @@ class ConvertOptions(Options):
         dtype: Number format of the written weights.
         n_head: Attention heads, for a file that does not tell.
         activation_function: Activation of the MLP, for a file that does not tell.
+        overwrite: Replace a model that TARGET already holds.
         dry_run: Show what would be written, and write nothing.
         verify: Run source and result on random ids and show the largest difference of their outputs.
     """
@@ -54,6 +56,7 @@ class ConvertOptions(Options):
     dtype: Literal["float32", "float16", "bfloat16"] | None = option(None, shown_default="that of SOURCE")
     n_head: int | None = option(None, shown_default="what SOURCE says")
     activation_function: str | None = option(None, metavar="NAME", shown_default="what SOURCE says")
+    overwrite: bool = False
     dry_run: bool = False
     verify: bool = False
 
@@ -70,11 +73,17 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     Returns:
         ``source_format``, ``target_format``, ``tensors``, ``missing``, ``unexpected`` and ``mismatched``; with
         ``verify`` also ``largest_difference`` and ``compared``.
+
+    Raises:
+        UserError: The target already holds a model, and ``overwrite`` is not set.
     """
     from ms_gpt.checkpoint import convert
 
     console = Console(quiet=options.quiet, json=options.json)
-    replaces = options.target.is_file()
+    held = _held(options.target)
+    if held is not None and not (options.overwrite or options.dry_run):
+        raise UserError(f"{held} is there already: give another target, or --overwrite")
+    old_tokenizer = _has_tokenizer(options.target)
     with contextlib.ExitStack() as stack:
         bar = None
 
@@ -100,17 +109,30 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     if options.verify and not options.dry_run:
         result |= _verify(console, options, report)
     if options.dry_run:
+        if held is not None and not options.overwrite:
+            console.note(f"{held} is there already: it would be replaced with --overwrite only")
         return result
-    if replaces:
-        console.note(f"{options.target} was there already, and has been replaced")
+    if held is not None:
+        console.note(f"{held} was there already, and has been replaced")
     if report.target_format == "folder":
-        _show_next(console, options, report)
+        _show_next(console, options, report, old_tokenizer)
     elif _has_tokenizer(Path(options.source)):
         console.note(f"the tokenizer stays in {options.source}: a file has no room for it, a folder as target has")
     return result
 
 
+def _held(target: Path) -> Path | None:
+    """Return the file of a model that a conversion would replace, or ``None``."""
+    from ms_gpt.checkpoint.files import CONFIG_FILE, is_weights
+
+    if not target.is_dir():
+        return target if target.is_file() else None
+    return min((file for file in target.iterdir() if file.name == CONFIG_FILE or is_weights(file)), default=None)
+
+
 def _show(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
+    from ms_gpt.checkpoint.files import config_path_of
+
     config = report.config
     console.header("convert", {
         "source": options.source,
@@ -129,7 +151,8 @@ def _show(console: Console, options: ConvertOptions, report: ConversionReport) -
             console.warn(f"{len(names)} {kind}: {', '.join(names)}")
     count = len(report.rows)
     if not options.dry_run:
-        console.result(f"{count} tensors written to {options.target}")
+        beside = "" if report.target_format == "folder" else f", the configuration to {config_path_of(options.target)}"
+        console.result(f"{count} tensors written to {options.target}{beside}")
     elif report.missing or report.mismatched:
         console.result(f"dry run: nothing would be written, {options.source} is not a whole {report.architecture}")
     else:
@@ -172,8 +195,11 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", *(names[0] for names in BPE_FILES)))
 
 
-def _show_next(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
-    if _has_tokenizer(options.target):
+def _show_next(console: Console, options: ConvertOptions, report: ConversionReport, old_tokenizer: bool) -> None:
+    source = Path(options.source)
+    if old_tokenizer and not _has_tokenizer(source if source.is_dir() else source.parent):
+        console.note(f"the tokenizer in {options.target} was there before: see that it is this model's")
+    elif _has_tokenizer(options.target):
         if report.architecture.endswith("ForSequenceClassification"):
             console.next_command("predict", "--model", options.target)
         elif report.architecture.endswith("LMHeadModel"):

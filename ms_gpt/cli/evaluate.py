@@ -89,6 +89,8 @@ def _classifier(model: Any, tokenizer: Any, options: EvaluateOptions, console: C
     data = options.data or "sample"
     with downloading(console, data) as progress:
         dataset = load_part(data, options.part or "test", label2id, options.text_column, options.label_column, progress)
+    part = "" if Path(data).is_file() else f", {options.part or 'test'}"
+    console.note(f"{data}{part}: {len(dataset):,} texts")
     trainer = scorer(model, tokenizer, options.batch_size or _TEXTS_IN_BATCH, options, console)
     batches = trainer.prepare(dataset)
     with console.compiling(before="scored"):

@@ -190,7 +190,10 @@ def _report(console: Console, options: FinetuneOptions, corpus: Any, best: dict,
     shown = (test or best).get("confusion")
     if shown and len(shown) <= 12:
         console.confusion(shown, corpus.label_names or [str(i) for i in range(len(shown))])
-    text = "a wonderful film, not a minute too long"
+    # A text of the kind that the model knows, and one that fits the line.
+    text = min(corpus.test["text"] if corpus.test is not None else corpus.validation["text"], key=len)
+    if not text.strip() or len(text) > 120 or text.startswith("-") or not text.isprintable():
+        text = "a text to label"
     console.next_command("predict", "--model", options.output_dir / "best", text)
 
 

@@ -264,6 +264,15 @@ def _metavar(item: dataclasses.Field, options_type: type[Options]) -> str:
     return "{" + ",".join(map(str, typing.get_args(base))) + "}" if _is_literal(base) else _PLACEHOLDERS.get(base, "X")
 
 
+def _similar(flag: str, known: Sequence[str]) -> str:
+    """Name the flags that hold all words of a mistyped one, else the one that is spelt most like it."""
+    words = {word.removesuffix("s") for word in flag[2:].split("-")}
+    holding = [item for item in known if words <= {word.removesuffix("s") for word in item[2:].split("-")}]
+    if 0 < len(holding) <= 4:
+        return f" Did you mean {' or '.join(map(repr, holding))}?"
+    return suggest(flag, known)
+
+
 def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, verb: str) -> list[str]:
     """Accept ``--output_dir`` for ``--output-dir`` and refuse unknown flags before anything else is checked."""
     known = [text for action in parser._actions for text in action.option_strings]
@@ -277,7 +286,7 @@ def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, verb: 
             continue
         kebab = name.replace("_", "-")
         if kebab not in known:
-            raise UserError(f"{name} is not a flag of {verb}.{suggest(kebab, known)}")
+            raise UserError(f"{name} is not a flag of {verb}.{_similar(kebab, known)}")
         words[index] = kebab + equals + value
     return words
 

@@ -71,7 +71,9 @@ def write_recipe(options: RuntimeOptions) -> None:
 
     from ms_gpt.checkpoint.atomic import write_text
 
-    write_text(options.output_dir / "recipe.yaml", yaml.safe_dump(options.to_dict(), sort_keys=False))
+    # Whether a run went on is no setting of it: the file is to start new ones.
+    values = {**options.to_dict(), "resume": False}
+    write_text(options.output_dir / "recipe.yaml", yaml.safe_dump(values, sort_keys=False))
 
 
 def _default_folder(name: str, resume: bool) -> Path:

@@ -245,6 +245,6 @@ def pick_column(columns: Iterable[str], wanted: str | None, usual: tuple[str, ..
         if name in by_lower_case:
             return by_lower_case[name]
     raise UserError(
-        f"{source} has no {kind} column: its columns are {found}; name one with {kind}_column (usual names: "
-        f"{', '.join(usual)})"
+        f"{source} has no {kind} column: its columns are {found}; name one with --{kind}-column, in Python "
+        f"{kind}_column (usual names: {', '.join(usual)})"
     )

@@ -137,8 +137,7 @@ def check_labels(labels: Sequence[Any], num_labels: int, problem_type: str, trai
             raise UserError(f"label {label!r} in row {row} {fault}")
     if training and problem_type == "single_label_classification" and len({int(label) for label in labels}) == 1:
         raise UserError(
-            f"all {len(labels)} training labels are {int(labels[0])}: "
-            "a classifier needs examples of at least two classes"
+            f"all {len(labels)} training texts have the same label: a classifier needs examples of at least two classes"
         )
 
 

@@ -424,8 +424,9 @@ for prediction in predict(model, tokenizer, sentences):
     print(f"{prediction['label']:<9}{prediction['probability']:.3f}  {prediction['text']}")
 
 # %% [markdown] en
-# All four are right. That the trap did not work proves little: "not" and "never" are frequent in bad reviews, so a bag
-# of words may fall on the right side as well. Try sentences that tell the two apart, such as "not bad at all".
+# In the run shown, on IMDB, all four are right. (The built-in sample is a made-up language: a model that has learnt it
+# can only guess here.) That the trap did not work proves little: "not" and "never" are frequent in bad reviews, so a
+# bag of words may fall on the right side as well. Try sentences that tell the two apart, such as "not bad at all".
 #
 # ## What this reaches, and how to go on
 #
@@ -462,8 +463,8 @@ for prediction in predict(model, tokenizer, sentences):
 # </details>
 
 # %% [markdown] zh
-# 四句都判断正确。陷阱没有奏效并不能说明太多：差评里本来就常有 “not” 和 “never”，词袋模型也可能蒙对。请试试能区分
-# 两者的句子，例如 “not bad at all”。
+# 在这里展示的 IMDB 运行中，四句都判断正确。（内置样例是一种人造语言，只学过它的模型在这里只能猜。）陷阱没有奏效并不能
+# 说明太多：差评里本来就常有 “not” 和 “never”，词袋模型也可能蒙对。请试试能区分两者的句子，例如 “not bad at all”。
 #
 # ## 能达到什么水平，如何继续
 #
