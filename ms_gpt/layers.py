@@ -10,6 +10,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.functional import isconstant
 
 from ms_gpt.errors import UserError
 from ms_gpt.kernels import kernel
@@ -294,17 +295,21 @@ class Dropout(nn.Cell):
 
 
 @ops.constexpr
+def _constant_positions(length: int) -> Tensor:
+    return Tensor(np.arange(length), ms.int32)
+
+
 def positions(length: int) -> Tensor:
-    """Return 0, 1, 2 and so on, as a constant.
+    """Return 0, 1, 2 and so on.
 
     Args:
         length: T, how many.
 
     Returns:
-        int32 Tensor (T,).
+        int32 Tensor (T,); a constant, unless the graph leaves its shapes open (``set_inputs``).
     """
     # ops.arange compiles eighty functions of MindSpore's, half of the time that a small graph takes to compile.
-    return Tensor(np.arange(length), ms.int32)
+    return _constant_positions(length) if isconstant(length) else ops.arange(0, length, 1, dtype=ms.int32)
 
 
 def attention_bias(length: int, attention_mask: Tensor | None, window_size: int | None = None,

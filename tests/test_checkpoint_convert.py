@@ -186,38 +186,59 @@ class TestCommandLine:
         once = capsys.readouterr().out
         assert f"the tokenizer stays in {source}" in once
         assert "replaced" not in once
-        assert f"28 tensors written to {target}, the configuration to {tmp_path / 'b_config.json'}" in once
+        assert f"28 tensors written to {target}, the configuration is {tmp_path / 'b_config.json'}" in once
         assert main(["convert", source, target, "--overwrite"]) == 0
-        assert f"{target} was there already, and has been replaced" in capsys.readouterr().out
+        assert f"replaced: {target}" in capsys.readouterr().out
 
-    @pytest.mark.parametrize(("target", "held"), [("b", "b/config.json"), ("b.bin", "b.bin"), ("c", "c/x.ckpt")])
-    def test_a_model_that_is_there_is_kept(self, tmp_path, capsys, target, held):
+    @pytest.mark.parametrize(("target", "file"), [
+        ("b", "model.safetensors"), ("b", "config.json"), ("b", "generation_config.json"), ("b", "tokenizer.json"),
+        ("b", "vocab.json"), ("b/c.bin", "c.bin"), ("b/c.bin", "c_config.json"), ("b/model.pt", "config.json")])
+    def test_what_is_there_is_kept(self, tmp_path, capsys, target, file):
         make_folder(tmp_path / "a")
-        make_folder(tmp_path / "b", n_layer=1)
-        (tmp_path / "b" / "tokenizer.json").write_text("{}")
-        (tmp_path / "b.bin").write_bytes(b"weights")
-        (tmp_path / "c").mkdir()
-        (tmp_path / "c" / "x.ckpt").write_bytes(b"weights")
+        (tmp_path / "a" / "tokenizer.json").write_text('{"new": 1}')
+        (tmp_path / "b").mkdir()
+        place = tmp_path / "b" / file
+        place.write_text('{"mine": 1}')
         command = ["convert", str(tmp_path / "a"), str(tmp_path / target)]
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         assert main(command) == 2
-        line = f"error: {tmp_path / held} is there already: give another target, or --overwrite\n"
+        line = f"error: {place} is there already: give another target, or --overwrite\n"
         assert capsys.readouterr().err == line
         assert main([*command, "--dry-run"]) == 0
-        assert "it would be replaced with --overwrite only" in capsys.readouterr().out
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert f"{place} is there already: nothing would be written without --overwrite" in capsys.readouterr().out
+        assert [path.name for path in (tmp_path / "b").iterdir()] == [file]
+        assert place.read_text() == '{"mine": 1}'
         assert main([*command, "--overwrite"]) == 0
-        out = capsys.readouterr().out
-        assert f"{tmp_path / held} was there already, and has been replaced" in out
-        assert ("the tokenizer in" in out) == (target == "b")
+        assert f"replaced: {place}" in capsys.readouterr().out
+        # Not even as a stale part of another tokenizer does it stay.
+        assert not place.exists() or place.read_text(errors="replace") != '{"mine": 1}'
 
-    def test_another_program_s_configuration_is_kept(self, tmp_path, capsys):
+    def test_what_is_not_touched_is_no_hindrance(self, tmp_path, capsys):
         make_folder(tmp_path / "a")
-        (tmp_path / "config.json").write_text('{"mine": 1}')
-        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "model.bin")]) == 2
-        assert "config.json is there already, without model.bin" in capsys.readouterr().err
-        assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
-        assert not (tmp_path / "model.bin").exists()
+        for name in ("x.ckpt", "tokenizer.json", "notes.txt"):
+            (tmp_path / name).write_text("{}")
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path)]) == 0
+        assert "the tokenizer in" in capsys.readouterr().out
+        # The second file shares the first one's configuration.
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "pytorch_model.bin"), "--dtype", "float16"]) == 0
+        assert "replaced" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("target", "to", "reason"), [
+        ("a", "ckpt", "is a folder"), ("a/config.json", "folder", "is a file")])
+    def test_a_target_of_the_wrong_kind_leaves_nothing(self, tmp_path, capsys, target, to, reason):
+        make_folder(tmp_path / "a")
+        before = sorted(tmp_path.rglob("*"))
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / target), "--to", to, "--overwrite"]) == 2
+        assert reason in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_configuration_that_other_weights_fall_back_to_is_kept(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        make_folder(tmp_path / "z", n_layer=1)
+        (tmp_path / "z" / "model.safetensors").rename(tmp_path / "z" / "gpt.safetensors")
+        config = (tmp_path / "z" / "config.json").read_bytes()
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "z" / "model.bin"), "--overwrite"]) == 2
+        assert "belongs to gpt.safetensors and says otherwise" in capsys.readouterr().err
+        assert (tmp_path / "z" / "config.json").read_bytes() == config
 
     def test_a_mistake_is_one_line_and_exit_code_2(self, tmp_path, capsys):
         make_folder(tmp_path / "a")

@@ -157,6 +157,8 @@ def test_settings_written_by_a_run_read_back_equal(tmp_path):
     (["--lerning-rate", "3"], ["--lerning-rate is not a flag of fake", "Did you mean '--learning-rate'?"]),
     (["--learn", "3"], ["--learn is not a flag of fake"]),
     (["--rates", "3"], ["--rates is not a flag of fake. Did you mean '--learning-rate'?"]),
+    (["--shuffles"], ["--shuffles is not a flag of fake. Did you mean '--shuffle'?"]),
+    (["--s", "3"], ["--s is not a flag of fake."]),
     (["--data", "d", "--epochs", "many"], ["--epochs='many'", "a whole number"]),
     (["--data", "d", "--epochs", "1.5"], ["--epochs='1.5'", "a whole number"]),
     (["--data", "d", "--learning-rate", "nan"], ["--learning-rate='nan'", "a finite number"]),

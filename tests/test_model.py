@@ -401,3 +401,15 @@ def test_dropout_counts_training_passes_only():
     model.reseed(6)
     assert np.abs(model(ids)[0].asnumpy() - first).max() > 1e-3
     assert ms.get_context("mode") == ms.GRAPH_MODE
+
+
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize(("head", "shape"), [(GPTLMHeadModel, (None, None)), (GPTForSequenceClassification, (None, 5))])
+def test_open_shapes_give_what_fixed_ones_give(head, shape, monkeypatch):
+    monkeypatch.setenv("MS_GPT_KERNELS", "off")  # they are compiled for one shape
+    model = random_model(head, tiny_config("gpt2"))
+    batches = [Tensor(random_ids(model.config, batch, 5)) for batch in (2, 3)]
+    expected = [model(ids)[0].asnumpy() for ids in batches]
+    model.set_inputs(Tensor(shape=list(shape), dtype=ms.int32))
+    for ids, logits in zip(batches, expected, strict=True):
+        close(model(ids)[0].asnumpy(), logits)

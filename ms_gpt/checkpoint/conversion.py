@@ -10,8 +10,16 @@ from pathlib import Path
 from ms_gpt.checkpoint import ckpt, foreign, npz, safetensors, torch_file
 from ms_gpt.checkpoint.atomic import replace_files
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
-from ms_gpt.checkpoint.files import GENERATION_FILE, OPENAI_TOKENIZER, TOKENIZER_FILES, config_path_of, is_weights
-from ms_gpt.checkpoint.folder import config_bytes, write_folder
+from ms_gpt.checkpoint.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    OPENAI_TOKENIZER,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    config_path_of,
+    is_weights,
+)
+from ms_gpt.checkpoint.folder import config_bytes, files_beside
 from ms_gpt.checkpoint.foreign import Origin
 from ms_gpt.checkpoint.hub import resolve
 from ms_gpt.checkpoint.keymap import LM_HEAD, PREFIX, TOKENS, LoadReport, hf_name, match
@@ -69,6 +77,8 @@ class ConversionReport:
         mismatched: Name, expected shape and found shape.
         notes: What was assumed, and what the target cannot say.
         config: The model's configuration.
+        files_beside: Names of the files that are written beside the weights.
+        replaced: Files with other content that are there already, and are replaced or, with ``dry_run``, would be.
     """
 
     source_format: str
@@ -81,11 +91,13 @@ class ConversionReport:
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     notes: tuple[str, ...]
     config: GPTConfig
+    files_beside: tuple[str, ...] = ()
+    replaced: tuple[Path, ...] = ()
 
 
 def convert(source: str | Path, target: str | Path, to: str | None = None, dtype: str | None = None,
             dry_run: bool = False, n_head: int | None = None, activation_function: str | None = None,
-            progress: Callable[[int, int], None] | None = None) -> ConversionReport:
+            progress: Callable[[int, int], None] | None = None, overwrite: bool = True) -> ConversionReport:
     """Convert a GPT checkpoint; one block of one tensor at a time is in memory.
 
     Args:
@@ -97,13 +109,14 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, dtype
         n_head: Number of attention heads, for sources that do not tell.
         activation_function: Activation of the MLP, for sources that do not tell.
         progress: Called with the bytes converted so far and the bytes in all.
+        overwrite: Replace files that are there already, as ``save_pretrained`` does.
 
     Returns:
         What went where.
 
     Raises:
-        CheckpointError: The source cannot be read, lacks tensors (not raised on a dry run), or the target's format
-            cannot hold the model.
+        CheckpointError: The source cannot be read, lacks tensors or would replace a file that ``overwrite`` protects
+            (both not raised on a dry run), or the target's format cannot hold the model.
         UserError: An argument is wrong, or the target cannot be written.
     """
     target = Path(target)
@@ -116,12 +129,17 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, dtype
     mapping, found = match(expected_shapes(config, checkpoint.architecture), checkpoint.tensors, config)
     is_whole = not (found.missing or found.mismatched)
     tensors, origins, notes = _for_target(checkpoint, target_format, mapping, is_whole)
-    report = _report(checkpoint, target_format, tensors, origins, found, dtype, notes)
+    beside = _beside(target, target_format, checkpoint, tensors, dtype)
+    replaced = _replaced(target, target_format, beside)
+    report = replace(_report(checkpoint, target_format, tensors, origins, found, dtype, notes),
+                     files_beside=tuple(beside), replaced=replaced)
     if dry_run:
         return report
     if not is_whole:
         raise CheckpointError(f"{source} is not a whole {checkpoint.architecture}: {found.summary()}")
-    _write(target, target_format, checkpoint, _watched(tensors, progress), dtype)
+    if replaced and not overwrite:
+        raise CheckpointError(f"{replaced[0]} is there already: give another target, or --overwrite")
+    _write(target, target_format, checkpoint, _watched(tensors, progress), dtype, beside)
     return report
 
 
@@ -210,38 +228,73 @@ def _watched(tensors: LazyTensors, progress: Callable[[int, int], None] | None) 
     return tensors.observed(observe)
 
 
-def _write(target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors, dtype: str | None) -> None:
+def _beside(target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors,
+            dtype: str | None) -> dict[str, bytes]:
+    """Return what is written beside the weights, file name to content."""
     config, architecture = checkpoint.config, checkpoint.architecture
     if target_format == "folder":
-        write_folder(target, config, tensors, architecture, _companions(checkpoint.folder), dtype)
-        return
-    writers = {"ckpt": ckpt.write_to, "safetensors": safetensors.write_to, "npz": npz.write_to,
-               "nanogpt": partial(torch_file.write_to, model_args=_model_args(config, tensors))}
-    write = writers.get(target_format, torch_file.write_to)
-    files = {target.name: lambda path: write(path, tensors, dtype=dtype)}
-    beside = config_path_of(target)
-    content = config_bytes(config, architecture, tensors, dtype)
-    is_there = beside.is_file() and beside.read_bytes() == content
-    if not is_there and not _is_shared(beside, target, config):
-        files[beside.name] = lambda path: path.write_bytes(content)
-    replace_files(target.parent, files)
+        if target.is_file():
+            raise CheckpointError(f"{target} is a file: give a folder")
+        return files_beside(config, tensors, architecture, _companions(checkpoint.folder), dtype)
+    if target.is_dir():
+        raise CheckpointError(f"{target} is a folder: give the name of a file")
+    path = config_path_of(target)
+    return {} if _is_shared(path, target, config) else {path.name: config_bytes(config, architecture, tensors, dtype)}
 
 
-def _is_shared(beside: Path, target: Path, config: GPTConfig) -> bool:
-    """Say whether other weights are read with the configuration that is there; it has to say the same then."""
-    if not beside.is_file():
+def _is_shared(path: Path, target: Path, config: GPTConfig) -> bool:
+    """Say whether other weights are read with a configuration that is there; it has to say the same then."""
+    if not path.is_file():
         return False
     others = [file.name for file in target.parent.iterdir()
-              if file.name != target.name and is_weights(file) and config_path_of(file) == beside]
+              if file.name != target.name and is_weights(file) and _is_read_with(file, path)]
     if not others:
-        if target.is_file():
-            return False
-        raise CheckpointError(f"{beside} is there already, without {target.name}: choose another name or folder than "
-                              f"{target}")
-    if GPTConfig.from_json(beside).replace(extra={}) != GPTConfig.from_dict(config.to_dict()).replace(extra={}):
-        raise CheckpointError(f"{beside} belongs to {others[0]} and says otherwise: choose another name or folder than "
+        return False
+    if GPTConfig.from_json(path).replace(extra={}) != GPTConfig.from_dict(config.to_dict()).replace(extra={}):
+        raise CheckpointError(f"{path} belongs to {others[0]} and says otherwise: choose another name or folder than "
                               f"{target}")
     return True
+
+
+def _is_read_with(weights: Path, path: Path) -> bool:
+    own = config_path_of(weights)
+    return own == path or (path.name == CONFIG_FILE and not own.is_file())
+
+
+def _replaced(target: Path, target_format: str, beside: Mapping[str, bytes]) -> tuple[Path, ...]:
+    """Return the files that a conversion takes the place of; those that stay as they are do not count."""
+    folder, weights = _weights_of(target, target_format)
+    changed = [folder / name for name, content in beside.items() if _differs(folder / name, content)]
+    return tuple([folder / weights] * (folder / weights).is_file() + changed
+                 + _stale_tokenizer(target, target_format, beside))
+
+
+def _weights_of(target: Path, target_format: str) -> tuple[Path, str]:
+    return (target, WEIGHTS_FILE) if target_format == "folder" else (target.parent, target.name)
+
+
+def _differs(path: Path, content: bytes) -> bool:
+    return path.is_file() and (path.stat().st_size != len(content) or path.read_bytes() != content)
+
+
+def _stale_tokenizer(target: Path, target_format: str, beside: Mapping[str, bytes]) -> list[Path]:
+    """Return the files of another tokenizer, which would be read together with, or instead of, the new one."""
+    if target_format != "folder" or not set(TOKENIZER_FILES) & set(beside):
+        return []
+    return [target / name for name in TOKENIZER_FILES if name not in beside and (target / name).is_file()]
+
+
+def _write(target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors, dtype: str | None,
+           beside: Mapping[str, bytes]) -> None:
+    writers = {"folder": safetensors.write_to, "ckpt": ckpt.write_to, "safetensors": safetensors.write_to,
+               "npz": npz.write_to,
+               "nanogpt": partial(torch_file.write_to, model_args=_model_args(checkpoint.config, tensors))}
+    write = writers.get(target_format, torch_file.write_to)
+    folder, weights = _weights_of(target, target_format)
+    replace_files(folder, {weights: lambda path: write(path, tensors, dtype=dtype),
+                           **{name: partial(Path.write_bytes, data=content) for name, content in beside.items()}})
+    for path in _stale_tokenizer(target, target_format, beside):
+        path.unlink()
 
 
 def _model_args(config: GPTConfig, tensors: LazyTensors) -> dict[str, object]:

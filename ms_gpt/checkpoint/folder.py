@@ -40,14 +40,31 @@ def write_folder(path: str | Path, config: GPTConfig, tensors: Mapping[str, np.n
     """
     tensors = LazyTensors.wrap(tensors)
     on_disk = tensors.renamed({hf_name(name, config.model_type): name for name in tensors})
-    files = {GENERATION_FILE: _generation_config(config), **(extra_files or {}),
-             CONFIG_FILE: config_bytes(config, architecture, tensors, dtype)}
+    files = files_beside(config, tensors, architecture, extra_files, dtype)
     writers: dict[str, Callable[[Path], object]] = {WEIGHTS_FILE: partial(write_to, tensors=on_disk, dtype=dtype)}
     for name, content in files.items():
         if Path(name).name != name:
             raise CheckpointError(f"extra file {name!r} is not a plain file name")
         writers[name] = partial(Path.write_bytes, data=content)
     replace_files(path, writers)
+
+
+def files_beside(config: GPTConfig, tensors: Mapping[str, np.ndarray], architecture: str,
+                 extra_files: Mapping[str, bytes] | None = None, dtype: str | None = None) -> dict[str, bytes]:
+    """Return the files of a model folder beside its weights; the arguments are those of ``write_folder``.
+
+    Args:
+        config: The model's configuration.
+        tensors: The tensors that stand beside them.
+        architecture: transformers' class name.
+        extra_files: File name to content.
+        dtype: The dtype they are written in, if not their own.
+
+    Returns:
+        File name to content.
+    """
+    return {GENERATION_FILE: _generation_config(config), **(extra_files or {}),
+            CONFIG_FILE: config_bytes(config, architecture, tensors, dtype)}
 
 
 def config_bytes(config: GPTConfig, architecture: str, tensors: Mapping[str, np.ndarray],

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ms_gpt.cli.options import Options, option
 from ms_gpt.console import Console
-from ms_gpt.errors import UserError
 
 if TYPE_CHECKING:
     from ms_gpt.checkpoint import ConversionReport
@@ -42,7 +41,7 @@ class ConvertOptions(Options):
         dtype: Number format of the written weights.
         n_head: Attention heads, for a file that does not tell.
         activation_function: Activation of the MLP, for a file that does not tell.
-        overwrite: Replace a model that TARGET already holds.
+        overwrite: Replace files that are there already.
         dry_run: Show what would be written, and write nothing.
         verify: Run source and result on random ids and show the largest difference of their outputs.
     """
@@ -73,17 +72,10 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     Returns:
         ``source_format``, ``target_format``, ``tensors``, ``missing``, ``unexpected`` and ``mismatched``; with
         ``verify`` also ``largest_difference`` and ``compared``.
-
-    Raises:
-        UserError: The target already holds a model, and ``overwrite`` is not set.
     """
     from ms_gpt.checkpoint import convert
 
     console = Console(quiet=options.quiet, json=options.json)
-    held = _held(options.target)
-    if held is not None and not (options.overwrite or options.dry_run):
-        raise UserError(f"{held} is there already: give another target, or --overwrite")
-    old_tokenizer = _has_tokenizer(options.target)
     with contextlib.ExitStack() as stack:
         bar = None
 
@@ -95,7 +87,8 @@ def run(options: ConvertOptions) -> dict[str, Any]:
                 bar.update(done / 1e6)
 
         report = convert(options.source, options.target, to=options.to, dtype=options.dtype, dry_run=options.dry_run,
-                         n_head=options.n_head, activation_function=options.activation_function, progress=progress)
+                         n_head=options.n_head, activation_function=options.activation_function, progress=progress,
+                         overwrite=options.overwrite)
     _show(console, options, report)
     result = {
         "source_format": report.source_format,
@@ -109,25 +102,16 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     if options.verify and not options.dry_run:
         result |= _verify(console, options, report)
     if options.dry_run:
-        if held is not None and not options.overwrite:
-            console.note(f"{held} is there already: it would be replaced with --overwrite only")
+        if report.replaced and not options.overwrite:
+            console.note(f"{report.replaced[0]} is there already: nothing would be written without --overwrite")
         return result
-    if held is not None:
-        console.note(f"{held} was there already, and has been replaced")
+    if report.replaced:
+        console.note(f"replaced: {', '.join(map(str, report.replaced))}")
     if report.target_format == "folder":
-        _show_next(console, options, report, old_tokenizer)
+        _show_next(console, options, report)
     elif _has_tokenizer(Path(options.source)):
         console.note(f"the tokenizer stays in {options.source}: a file has no room for it, a folder as target has")
     return result
-
-
-def _held(target: Path) -> Path | None:
-    """Return the file of a model that a conversion would replace, or ``None``."""
-    from ms_gpt.checkpoint.files import CONFIG_FILE, is_weights
-
-    if not target.is_dir():
-        return target if target.is_file() else None
-    return min((file for file in target.iterdir() if file.name == CONFIG_FILE or is_weights(file)), default=None)
 
 
 def _show(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
@@ -151,7 +135,7 @@ def _show(console: Console, options: ConvertOptions, report: ConversionReport) -
             console.warn(f"{len(names)} {kind}: {', '.join(names)}")
     count = len(report.rows)
     if not options.dry_run:
-        beside = "" if report.target_format == "folder" else f", the configuration to {config_path_of(options.target)}"
+        beside = "" if report.target_format == "folder" else f", the configuration is {config_path_of(options.target)}"
         console.result(f"{count} tensors written to {options.target}{beside}")
     elif report.missing or report.mismatched:
         console.result(f"dry run: nothing would be written, {options.source} is not a whole {report.architecture}")
@@ -195,9 +179,10 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", *(names[0] for names in BPE_FILES)))
 
 
-def _show_next(console: Console, options: ConvertOptions, report: ConversionReport, old_tokenizer: bool) -> None:
-    source = Path(options.source)
-    if old_tokenizer and not _has_tokenizer(source if source.is_dir() else source.parent):
+def _show_next(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
+    from ms_gpt.checkpoint.files import TOKENIZER_FILES
+
+    if _has_tokenizer(options.target) and not set(TOKENIZER_FILES) & set(report.files_beside):
         console.note(f"the tokenizer in {options.target} was there before: see that it is this model's")
     elif _has_tokenizer(options.target):
         if report.architecture.endswith("ForSequenceClassification"):

@@ -266,11 +266,16 @@ def _metavar(item: dataclasses.Field, options_type: type[Options]) -> str:
 
 def _similar(flag: str, known: Sequence[str]) -> str:
     """Name the flags that hold all words of a mistyped one, else the one that is spelt most like it."""
-    words = {word.removesuffix("s") for word in flag[2:].split("-")}
-    holding = [item for item in known if words <= {word.removesuffix("s") for word in item[2:].split("-")}]
+    words = _words(flag)
+    holding = [item for item in known if words <= _words(item) and (_words(item) - words).isdisjoint({"no", "h"})]
+    same = [item for item in holding if _words(item) == words]
     if 0 < len(holding) <= 4:
-        return f" Did you mean {' or '.join(map(repr, holding))}?"
+        return f" Did you mean {' or '.join(map(repr, same or holding))}?"
     return suggest(flag, known)
+
+
+def _words(flag: str) -> set[str]:
+    return {word.removesuffix("s") or word for word in flag.lstrip("-").split("-")}
 
 
 def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, verb: str) -> list[str]:
