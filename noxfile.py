@@ -88,7 +88,7 @@ def with_mindspore(version):
 @nox.session
 @nox.parametrize("python,mindspore", PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def matrix(session, mindspore):
-    """Run what leans on MindSpore most, 3 to 6 minutes; ``-- tests`` runs all that depends on it, 20 minutes.
+    """Run what leans on MindSpore most, 2 to 3 minutes; ``-- tests`` runs all that depends on it, 20 minutes.
 
     Only those two leave a result for ``matrix-table``; other arguments, such as ``-- -k cache``, narrow the selection.
     """
