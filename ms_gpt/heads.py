@@ -12,15 +12,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
 from ms_gpt.kernels import kernel
-from ms_gpt.layers import (
-    IGNORE_INDEX,
-    Activation,
-    Dropout,
-    cross_entropy,
-    gather_positions,
-    last_token_index,
-    next_token_labels,
-)
+from ms_gpt.layers import Activation, Dropout, gather_positions, last_token_index
+from ms_gpt.losses import IGNORE_INDEX, cross_entropy, next_token_labels
 from ms_gpt.model import GPTModel
 from ms_gpt.pretrained import GPTPreTrainedModel, open_model
 

@@ -20,7 +20,7 @@ from ms_gpt.errors import UserError, suggest
 from ms_gpt.generation.engine import generate_ids
 from ms_gpt.generation.settings import NO_TOKEN, GenerationSettings
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import IGNORE_INDEX, cross_entropy
+from ms_gpt.losses import IGNORE_INDEX, cross_entropy
 from ms_gpt.training.callbacks import default_console
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate

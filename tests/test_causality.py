@@ -10,7 +10,7 @@ from model_helpers import close, random_ids, random_model, run, set_mode, tiny_c
 
 from ms_gpt import GPTLMHeadModel
 from ms_gpt.generation import KVCache, Session
-from ms_gpt.layers import IGNORE_INDEX
+from ms_gpt.losses import IGNORE_INDEX
 from ms_gpt.training.step import TargetLoss
 
 LENGTH = 8

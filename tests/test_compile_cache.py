@@ -13,7 +13,7 @@ import pytest
 from compile_cache_child import VARIANTS, batch, language_model, noting_take, train_step
 from mindspore import Tensor
 
-from ms_gpt import GPTLMHeadModel, compile_cache, layers
+from ms_gpt import GPTLMHeadModel, compile_cache, layers, losses
 from ms_gpt.graph_key import UnknownPartError, graph_key, signature
 from ms_gpt.training.step import TargetLoss
 
@@ -121,7 +121,7 @@ def test_the_environment_counts(name, graph_mode, monkeypatch):
 def test_a_replaced_constant_or_function_of_the_library_counts(graph_mode, monkeypatch):
     keys = {key_of()}
     with monkeypatch.context() as patch:
-        patch.setattr(layers, "_FEW_CLASSES", 5)
+        patch.setattr(losses, "_FEW_CLASSES", 5)
         keys.add(key_of())
     with monkeypatch.context() as patch:
         patch.setattr(layers, "tanh", layers.mix)

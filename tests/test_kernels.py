@@ -14,7 +14,8 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ms_gpt import GPTConfig, GPTLMHeadModel, GPTModel, UserError, kernels, runtime
 from ms_gpt.export import export_mindir
-from ms_gpt.layers import Activation, Conv1D, Dropout, LayerNorm, attention_bias, cross_entropy
+from ms_gpt.layers import Activation, Conv1D, Dropout, LayerNorm, attention_bias
+from ms_gpt.losses import cross_entropy
 from ms_gpt.model import Attention, Block
 from ms_gpt.training.optimizer import AdamW
 from ms_gpt.training.schedule import LearningRate

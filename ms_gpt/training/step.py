@@ -11,7 +11,8 @@ from mindspore import Tensor, nn, ops
 
 from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import LOWEST, cross_entropy, positions
+from ms_gpt.layers import LOWEST, positions
+from ms_gpt.losses import cross_entropy
 from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.training.loss_scale import LossScaler, ScaledLoss
 from ms_gpt.training.optimizer import AdamW

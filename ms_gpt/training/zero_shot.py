@@ -23,7 +23,8 @@ from ms_gpt.data.encode import clean_text
 from ms_gpt.data.splits import check_labels
 from ms_gpt.errors import UserError, suggest
 from ms_gpt.heads import GPTLMHeadModel
-from ms_gpt.layers import log_softmax, positions
+from ms_gpt.layers import positions
+from ms_gpt.losses import log_softmax
 from ms_gpt.training.metrics import single_label_metrics
 from ms_gpt.training.perplexity import check_vocabulary, fitting_batch_size, start_token
 
