@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _MAX_MESSAGE = 2000
 _MAX_MISTYPED = 100
+_MOST_SUGGESTED = 4
 
 
 class UserError(ValueError):
@@ -27,7 +29,9 @@ class UserError(ValueError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string.
+    """Return ``" Did you mean 'x'?"``, or an empty string where nothing is close.
+
+    Names that hold all words of ``name`` come first, as "num-train-epochs" holds "epochs"; else the closest spelling.
 
     Args:
         name: What was typed.
@@ -38,5 +42,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """
     if len(str(name)) > _MAX_MISTYPED:
         return ""
-    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    known, words = [str(item) for item in known], _words(str(name))
+    holding = [item for item in known if words and words <= _words(item)]
+    close = [item for item in holding if _words(item) == words] or holding
+    if not 0 < len(close) <= _MOST_SUGGESTED:
+        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _words(name: str) -> set[str]:
+    return {word.removesuffix("s") or word for word in re.split(r"[-_ ]+", name.lower()) if word}

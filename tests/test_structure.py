@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ms_gpt"
 # A room may import rooms to its left, and itself.
 ORDER = ["errors", "_lazy", "runtime", "kernels", "config", "checkpoint", "graph_key", "compile_cache", "layers",
-         "pretrained", "model", "heads", "verify", "export", "tokenizer", "data", "generation", "training", "mingpt",
-         "bench", "cli"]
+         "losses", "pretrained", "model", "heads", "verify", "export", "tokenizer", "data", "generation", "training",
+         "mingpt", "bench", "cli"]
 # Methods that hand over to a later room, by an import of their own.
 HANDS_OVER = {("heads", "generation")}
 # What draws stands beside the order: only callbacks and the command line call it.
@@ -88,6 +88,12 @@ def test_importing_the_package_leaves_what_the_user_has_set(given, found):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
                           env=environment)
     assert done.stdout.split() == found
+
+
+def test_arange_is_left_to_open_shapes():
+    """Elsewhere ``layers.positions`` takes its place: it compiles half a second faster."""
+    calls = {path.name: path.read_text().count("ops.arange(") for path in PACKAGE.rglob("*.py")}
+    assert {name: count for name, count in calls.items() if count} == {"layers.py": 1}
 
 
 def test_every_public_name_can_be_imported():

@@ -162,6 +162,23 @@ def test_an_interrupted_finetune_goes_on(reviews, tmp_path, capsys, monkeypatch)
     assert whole == cut
 
 
+@pytest.mark.parametrize(("texts", "shown"), [
+    (["longer by far", "short one"], "short one"), (["-5 of 10", "a longer text"], "a text to label"),
+    (["two\nlines"], "a text to label"), ([" "], "a text to label"), (["long " * 30], "a text to label")])
+def test_the_text_to_try_fits_the_line(texts, shown):
+    from ms_gpt.cli.finetune import _to_try
+
+    assert _to_try(texts) == shown
+
+
+@pytest.mark.parametrize("setting", ["epochs", "epoch"])
+def test_a_setting_is_found_by_one_of_its_words(setting, tmp_path, capsys):
+    expected = "Did you mean '--num-train-epochs' or '--pretrain-epochs'?"
+    assert expected in fails(capsys, "finetune", f"--{setting}", "3")
+    (tmp_path / "run.yaml").write_text(f"{setting}: 3\n")
+    assert "'num_train_epochs' or 'pretrain_epochs'" in fails(capsys, "finetune", "--config", tmp_path / "run.yaml")
+
+
 def test_a_second_run_does_not_overwrite_the_first(trained, reviews, capsys):
     folder, _ = trained
     assert "already holds a run" in fails(capsys, "finetune", "--data", reviews, "--output-dir", folder)

@@ -22,7 +22,7 @@ from ms_gpt.checkpoint.files import (
 from ms_gpt.checkpoint.folder import config_bytes, files_beside
 from ms_gpt.checkpoint.foreign import Origin
 from ms_gpt.checkpoint.hub import resolve
-from ms_gpt.checkpoint.keymap import LM_HEAD, PREFIX, TOKENS, LoadReport, hf_name, match
+from ms_gpt.checkpoint.keymap import LM_HEAD, PREFIX, TOKENS, hf_name, match
 from ms_gpt.checkpoint.layouts import architecture_name, expected_shapes
 from ms_gpt.checkpoint.sources import Checkpoint, open_checkpoint
 from ms_gpt.checkpoint.tensors import LazyTensors, dtype_name, stored_dtype
@@ -91,8 +91,8 @@ class ConversionReport:
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     notes: tuple[str, ...]
     config: GPTConfig
-    files_beside: tuple[str, ...] = ()
-    replaced: tuple[Path, ...] = ()
+    files_beside: list[str]
+    replaced: list[Path]
 
 
 def convert(source: str | Path, target: str | Path, to: str | None = None, dtype: str | None = None,
@@ -129,17 +129,26 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, dtype
     mapping, found = match(expected_shapes(config, checkpoint.architecture), checkpoint.tensors, config)
     is_whole = not (found.missing or found.mismatched)
     tensors, origins, notes = _for_target(checkpoint, target_format, mapping, is_whole)
+    folder, weights = (target, WEIGHTS_FILE) if target_format == "folder" else (target.parent, target.name)
     beside = _beside(target, target_format, checkpoint, tensors, dtype)
-    replaced = _replaced(target, target_format, beside)
-    report = replace(_report(checkpoint, target_format, tensors, origins, found, dtype, notes),
-                     files_beside=tuple(beside), replaced=replaced)
+    replaced = _replaced(folder, weights, beside)
+    rows = [Row(" + ".join(origins[name].names), name, info.shape, stored_dtype(info, dtype), origins[name].transposed)
+            for name, info in tensors.infos.items()]
+    report = ConversionReport(checkpoint.format, target_format, config.model_type, checkpoint.architecture, rows,
+                              found.missing, found.unexpected, found.mismatched, notes, config, list(beside), replaced)
     if dry_run:
         return report
     if not is_whole:
         raise CheckpointError(f"{source} is not a whole {checkpoint.architecture}: {found.summary()}")
     if replaced and not overwrite:
         raise CheckpointError(f"{replaced[0]} is there already: give another target, or --overwrite")
-    _write(target, target_format, checkpoint, _watched(tensors, progress), dtype, beside)
+    write = _writer(target_format, config, tensors)
+    tensors = _watched(tensors, progress)
+    replace_files(folder, {weights: lambda path: write(path, tensors, dtype=dtype),
+                           **{name: partial(Path.write_bytes, data=content) for name, content in beside.items()}})
+    for path in replaced:
+        if path.name not in (weights, *beside):
+            path.unlink()
     return report
 
 
@@ -207,14 +216,6 @@ def _has_no_biases(config: GPTConfig, tensors: LazyTensors, layout: foreign.Layo
     return all(not tensors[name].any() for name in tensors if name.endswith(".bias"))
 
 
-def _report(checkpoint: Checkpoint, target_format: str, tensors: LazyTensors, origins: Mapping[str, Origin],
-            found: LoadReport, dtype: str | None, notes: tuple[str, ...]) -> ConversionReport:
-    rows = [Row(" + ".join(origins[name].names), name, info.shape, stored_dtype(info, dtype), origins[name].transposed)
-            for name, info in tensors.infos.items()]
-    return ConversionReport(checkpoint.format, target_format, checkpoint.config.model_type, checkpoint.architecture,
-                            rows, found.missing, found.unexpected, found.mismatched, notes, checkpoint.config)
-
-
 def _watched(tensors: LazyTensors, progress: Callable[[int, int], None] | None) -> LazyTensors:
     if progress is None:
         return tensors
@@ -261,40 +262,22 @@ def _is_read_with(weights: Path, path: Path) -> bool:
     return own == path or (path.name == CONFIG_FILE and not own.is_file())
 
 
-def _replaced(target: Path, target_format: str, beside: Mapping[str, bytes]) -> tuple[Path, ...]:
-    """Return the files that a conversion takes the place of; those that stay as they are do not count."""
-    folder, weights = _weights_of(target, target_format)
-    changed = [folder / name for name, content in beside.items() if _differs(folder / name, content)]
-    return tuple([folder / weights] * (folder / weights).is_file() + changed
-                 + _stale_tokenizer(target, target_format, beside))
-
-
-def _weights_of(target: Path, target_format: str) -> tuple[Path, str]:
-    return (target, WEIGHTS_FILE) if target_format == "folder" else (target.parent, target.name)
+def _replaced(folder: Path, weights: str, beside: Mapping[str, bytes]) -> list[Path]:
+    """Return the files that are there and that a conversion changes or, of another tokenizer, removes."""
+    changed = [name for name, content in beside.items() if _differs(folder / name, content)]
+    # They would be read together with the new tokenizer's files, or in place of them.
+    stale = [name for name in TOKENIZER_FILES if name not in beside] if set(TOKENIZER_FILES) & set(beside) else []
+    return [folder / name for name in (weights, *changed, *stale) if (folder / name).is_file()]
 
 
 def _differs(path: Path, content: bytes) -> bool:
     return path.is_file() and (path.stat().st_size != len(content) or path.read_bytes() != content)
 
 
-def _stale_tokenizer(target: Path, target_format: str, beside: Mapping[str, bytes]) -> list[Path]:
-    """Return the files of another tokenizer, which would be read together with, or instead of, the new one."""
-    if target_format != "folder" or not set(TOKENIZER_FILES) & set(beside):
-        return []
-    return [target / name for name in TOKENIZER_FILES if name not in beside and (target / name).is_file()]
-
-
-def _write(target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors, dtype: str | None,
-           beside: Mapping[str, bytes]) -> None:
+def _writer(target_format: str, config: GPTConfig, tensors: LazyTensors) -> Callable[..., object]:
     writers = {"folder": safetensors.write_to, "ckpt": ckpt.write_to, "safetensors": safetensors.write_to,
-               "npz": npz.write_to,
-               "nanogpt": partial(torch_file.write_to, model_args=_model_args(checkpoint.config, tensors))}
-    write = writers.get(target_format, torch_file.write_to)
-    folder, weights = _weights_of(target, target_format)
-    replace_files(folder, {weights: lambda path: write(path, tensors, dtype=dtype),
-                           **{name: partial(Path.write_bytes, data=content) for name, content in beside.items()}})
-    for path in _stale_tokenizer(target, target_format, beside):
-        path.unlink()
+               "npz": npz.write_to, "nanogpt": partial(torch_file.write_to, model_args=_model_args(config, tensors))}
+    return writers.get(target_format, torch_file.write_to)
 
 
 def _model_args(config: GPTConfig, tensors: LazyTensors) -> dict[str, object]:

@@ -89,8 +89,7 @@ def _classifier(model: Any, tokenizer: Any, options: EvaluateOptions, console: C
     data = options.data or "sample"
     with downloading(console, data) as progress:
         dataset = load_part(data, options.part or "test", label2id, options.text_column, options.label_column, progress)
-    part = ", test" if data == "sample" and options.part is None else ""
-    console.note(f"{data}{part}: {len(dataset):,} texts")
+    console.note(f"{data}: {len(dataset):,} texts")
     trainer = scorer(model, tokenizer, options.batch_size or _TEXTS_IN_BATCH, options, console)
     batches = trainer.prepare(dataset)
     with console.compiling(before="scored"):

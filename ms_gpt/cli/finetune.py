@@ -190,11 +190,15 @@ def _report(console: Console, options: FinetuneOptions, corpus: Any, best: dict,
     shown = (test or best).get("confusion")
     if shown and len(shown) <= 12:
         console.confusion(shown, corpus.label_names or [str(i) for i in range(len(shown))])
-    # A text of the kind that the model knows, and one that fits the line.
-    text = min(corpus.test["text"] if corpus.test is not None else corpus.validation["text"], key=len)
-    if not text.strip() or len(text) > 120 or text.startswith("-") or not text.isprintable():
-        text = "a text to label"
+    text = _to_try((corpus.test or corpus.validation)["text"])
     console.next_command("predict", "--model", options.output_dir / "best", text)
+
+
+def _to_try(texts: Sequence[str]) -> str:
+    """Return a text of the kind that the model knows, if one fits the line and is no flag."""
+    text = min(texts, key=len)
+    is_fit = len(text.strip()) > 0 and len(text) <= 120 and text.isprintable() and not text.startswith("-")
+    return text if is_fit else "a text to label"
 
 
 def with_recipe(options: FinetuneOptions, texts: Sequence[str]) -> FinetuneOptions:

@@ -264,20 +264,6 @@ def _metavar(item: dataclasses.Field, options_type: type[Options]) -> str:
     return "{" + ",".join(map(str, typing.get_args(base))) + "}" if _is_literal(base) else _PLACEHOLDERS.get(base, "X")
 
 
-def _similar(flag: str, known: Sequence[str]) -> str:
-    """Name the flags that hold all words of a mistyped one, else the one that is spelt most like it."""
-    words = _words(flag)
-    holding = [item for item in known if words <= _words(item) and (_words(item) - words).isdisjoint({"no", "h"})]
-    same = [item for item in holding if _words(item) == words]
-    if 0 < len(holding) <= 4:
-        return f" Did you mean {' or '.join(map(repr, same or holding))}?"
-    return suggest(flag, known)
-
-
-def _words(flag: str) -> set[str]:
-    return {word.removesuffix("s") or word for word in flag.lstrip("-").split("-")}
-
-
 def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, verb: str) -> list[str]:
     """Accept ``--output_dir`` for ``--output-dir`` and refuse unknown flags before anything else is checked."""
     known = [text for action in parser._actions for text in action.option_strings]
@@ -291,7 +277,8 @@ def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, verb: 
             continue
         kebab = name.replace("_", "-")
         if kebab not in known:
-            raise UserError(f"{name} is not a flag of {verb}.{_similar(kebab, known)}")
+            alike = [flag for flag in known if flag.startswith("--no-") == kebab.startswith("--no-")]
+            raise UserError(f"{name} is not a flag of {verb}.{suggest(kebab, alike)}")
         words[index] = kebab + equals + value
     return words
 
