@@ -20,12 +20,10 @@ from ms_gpt.layers import (
     Dropout,
     LayerNorm,
     attention_bias,
-    cross_entropy,
     gather_positions,
     kept_heads,
     last_token_index,
     mix,
-    next_token_labels,
 )
 
 
@@ -196,31 +194,6 @@ def test_last_token_index_and_gather():
     hidden = normal(5, 4, 3)
     np.testing.assert_array_equal(gather_positions(Tensor(hidden), index).asnumpy(),
                                   hidden[np.arange(5), [1, 3, 2, 0, 0]])
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_cross_entropy(mode, weighted):
-    set_mode(mode)
-    logits, labels = 5 * normal(6, 4), np.array([0, -100, 3, 1, -100, 2], np.int32)
-    weights = np.array([0.2, 1.0, 3.0, 0.5], np.float32) if weighted else None
-    log_probs = logits - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
-    rows = labels >= 0
-    share = np.ones(4) if weights is None else weights
-    share = share[labels[rows]]
-    expected = -(log_probs[rows, labels[rows]] * share).sum() / share.sum()
-    given = None if weights is None else Tensor(weights)
-    close(cross_entropy(Tensor(logits), Tensor(labels), given).asnumpy(), expected)
-    ignored = Tensor(np.full(6, -100, np.int32))
-    assert cross_entropy(Tensor(logits), ignored, given).asnumpy() == 0
-    assert not ops.grad(cross_entropy)(Tensor(logits), ignored, given).asnumpy().any()
-    huge = Tensor(np.array([[3e4, -3e4]], np.float32))
-    close(cross_entropy(huge, Tensor(np.array([1], np.int32))).asnumpy(), 6e4)
-
-
-def test_next_token_labels_shift_and_end_in_nothing():
-    labels = Tensor(np.array([[1, 2, 3], [4, -100, 6]], np.int32))
-    np.testing.assert_array_equal(next_token_labels(labels).asnumpy(), [2, 3, -100, -100, 6, -100])
 
 
 def test_kept_heads():

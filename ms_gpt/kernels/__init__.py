@@ -10,7 +10,7 @@
 - ``attention_step``: the same for one new token, and the write into the cache; in ``model.Attention``
 - ``block_step``: all of a block, for one new token in each of a few rows; in ``model.Block``
 - ``argmax``: Argmax; in ``generation.session``
-- ``cross_entropy``: LogSoftmax, GatherD; in ``layers.cross_entropy``
+- ``cross_entropy``: LogSoftmax, GatherD; in ``losses.cross_entropy``
 - ``adamw``: the norm, clipping and AdamWeightDecay of every parameter; in ``training.step``
 
 The sources in ``src`` are compiled with the system's C++ compiler on first use. They run on the CPU alone: an exported
