@@ -208,19 +208,88 @@ class TestCommandLine:
         assert [path.name for path in (tmp_path / "b").iterdir()] == [file]
         assert place.read_text() == '{"mine": 1}'
         assert main([*command, "--overwrite"]) == 0
-        assert f"replaced: {place}" in capsys.readouterr().out
+        assert f"{'removed' if file == 'vocab.json' else 'replaced'}: {place}" in capsys.readouterr().out
         # Not even as a stale part of another tokenizer does it stay.
         assert not place.exists() or place.read_text(errors="replace") != '{"mine": 1}'
 
     def test_what_is_not_touched_is_no_hindrance(self, tmp_path, capsys):
         make_folder(tmp_path / "a")
-        for name in ("x.ckpt", "tokenizer.json", "notes.txt"):
+        for name in ("tokenizer.json", "notes.txt", "optimizer.pt"):
             (tmp_path / name).write_text("{}")
         assert main(["convert", str(tmp_path / "a"), str(tmp_path)]) == 0
         assert "the tokenizer in" in capsys.readouterr().out
         # The second file shares the first one's configuration.
         assert main(["convert", str(tmp_path / "a"), str(tmp_path / "pytorch_model.bin"), "--dtype", "float16"]) == 0
         assert "replaced" not in capsys.readouterr().out
+
+    def test_a_dry_run_names_what_would_go(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        (tmp_path / "a" / "tokenizer.json").write_text("{}")
+        make_folder(tmp_path / "b", n_layer=1)
+        (tmp_path / "b" / "merges.txt").write_text("")
+        command = ["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--overwrite"]
+        assert main([*command, "--dry-run"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"to be replaced: {tmp_path / 'b' / 'model.safetensors'}, {tmp_path / 'b' / 'config.json'}" in shown
+        assert f"to be removed: {tmp_path / 'b' / 'merges.txt'}" in shown
+        assert (tmp_path / "b" / "merges.txt").exists()
+
+    def test_part_of_a_tokenizer_takes_no_whole_one_away(self, tmp_path, capsys):
+        whole = {"tokenizer.json", "vocab.json", "merges.txt"}
+        for name, files in {"a": ["tokenizer_config.json"], "b": whole}.items():
+            make_folder(tmp_path / name)
+            for file in files:
+                (tmp_path / name / file).write_text("{}")
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--overwrite"]) == 0
+        shown = capsys.readouterr().out
+        assert "removed" not in shown
+        assert "was there before: see that it is this model's" in shown
+        assert whole <= {path.name for path in (tmp_path / "b").iterdir()}
+
+    @pytest.mark.parametrize("there", ["written meanwhile", "a link to nothing"])
+    def test_what_comes_while_it_writes_is_kept(self, tmp_path, there):
+        make_folder(tmp_path / "a")
+        target = tmp_path / "b.bin"
+        if there == "a link to nothing":
+            target.symlink_to(tmp_path / "absent")
+
+        def write_too(*_):
+            target.write_text("mine")
+
+        with pytest.raises(CheckpointError, match="b.bin is there already"):
+            checkpoint.convert(tmp_path / "a", target, overwrite=False, progress=write_too)
+        assert target.is_symlink() or target.read_text() == "mine"
+        assert {path.name for path in tmp_path.iterdir()} == {"a", "b.bin"}
+
+    def test_an_interruption_while_flushing_keeps_weights_and_configuration(self, tmp_path, monkeypatch):
+        make_folder(tmp_path / "a")
+        make_folder(tmp_path / "b", n_head=1)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+
+        def interrupt(path):
+            if path.suffix == ".safetensors":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("ms_gpt.checkpoint.atomic._flush", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.convert(tmp_path / "a", tmp_path / "b")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()} == before
+
+    def test_a_folder_in_the_weights_place_leaves_the_rest(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        (tmp_path / "b" / "model.safetensors").mkdir(parents=True)
+        assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--overwrite"]) == 2
+        assert "Is a directory" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "b").iterdir()] == ["model.safetensors"]
+
+    def test_a_source_that_is_replaced_cannot_be_verified(self, tmp_path, capsys):
+        make_folder(tmp_path / "a")
+        weights = tmp_path / "a" / "model.safetensors"
+        before = weights.read_bytes()
+        for source, target in ((tmp_path / "a", tmp_path / "a"), (weights, weights), (tmp_path / "a", weights)):
+            assert main(["convert", str(source), str(target), "--dtype", "float16", "--overwrite", "--verify"]) == 2
+            assert f"--verify needs {source} as it was" in capsys.readouterr().err
+        assert weights.read_bytes() == before
 
     @pytest.mark.parametrize(("target", "to", "reason"), [
         ("a", "ckpt", "is a folder"), ("a/config.json", "folder", "is a file")])

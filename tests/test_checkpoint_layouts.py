@@ -159,6 +159,39 @@ class TestConfigurations:
             checkpoint.convert(tmp_path / "two", tmp_path / second, dtype="float16")
             assert {path: path.read_bytes() for path in before} == before
 
+    def test_weights_without_one_do_not_get_another_s(self, tmp_path):
+        make_folder(tmp_path / "a")
+        make_folder(tmp_path / "b", n_head=1)
+        (tmp_path / "b" / "model.safetensors").rename(tmp_path / "b" / "foo.safetensors")
+        # foo.safetensors falls back to config.json, but a foo_config.json would come first.
+        with pytest.raises(CheckpointError, match="config.json belongs to foo.safetensors and says otherwise"):
+            checkpoint.convert(tmp_path / "a", tmp_path / "b" / "foo.bin")
+        with pytest.raises(CheckpointError, match="config.json belongs to foo.safetensors and says otherwise"):
+            checkpoint.convert(tmp_path / "a", tmp_path / "b")
+        (tmp_path / "b" / "config.json").unlink()
+        for target in ("b", "b/model.bin"):
+            with pytest.raises(CheckpointError) as error:
+                checkpoint.convert(tmp_path / "a", tmp_path / target)
+            assert_one_line(error, "foo.safetensors has no configuration", "choose another folder")
+        assert {path.name for path in (tmp_path / "b").iterdir()} == {"foo.safetensors", "generation_config.json"}
+        # Its own configuration it does get.
+        checkpoint.convert(tmp_path / "b" / "foo.safetensors", tmp_path / "b", n_head=1)
+        assert checkpoint.open_checkpoint(tmp_path / "b" / "foo.safetensors").config.n_head == 1
+
+    def test_a_classifier_and_a_language_model_do_not_share_one(self, tmp_path):
+        make_folder(tmp_path / "model")
+        make_folder(tmp_path / "classifier", head="ForSequenceClassification", num_labels=3)
+        for source, there in (("model", "classifier"), ("classifier", "model")):
+            with pytest.raises(CheckpointError, match="belongs to model.safetensors and says otherwise"):
+                checkpoint.convert(tmp_path / source, tmp_path / there / "pytorch_model.bin")
+
+    def test_a_folder_of_openai_s_stays_one(self, tmp_path):
+        make_folder(tmp_path / "a")
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "params_shapes.json").write_text("[]")
+        with pytest.raises(CheckpointError, match="is read as OpenAI's model, for its params_shapes.json"):
+            checkpoint.convert(tmp_path / "a", tmp_path / "b")
+
     def test_one_that_contradicts_the_file_is_refused(self, tmp_path):
         make_folder(tmp_path / "m", n_head=2)
         checkpoint.convert(tmp_path / "m", tmp_path / "ckpt.pt", "nanogpt")

@@ -35,6 +35,12 @@ def test_a_changed_weight_shows(tmp_path):
     assert compare(tmp_path / "a", tmp_path / "b", {}).largest_difference > 1e-2
 
 
+def test_a_second_file_in_the_source_s_folder_is_verified(tmp_path):
+    make_folder(tmp_path / "a")
+    # The folder goes on being read from model.safetensors.
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "a" / "pytorch_model.bin"), "--verify"]) == 0
+
+
 def test_the_command_reports_it(tmp_path, capsys):
     make_folder(tmp_path / "a")
     target = str(tmp_path / "b.npz")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,41 +33,63 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             message names the path and the reason.
     """
     path = Path(path)
-    # Not mkstemp: its files can be read by their owner only, and the finished file would stay so.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    is_new_folder = not path.parent.exists()
-    try:
-        with explain_os_errors(path):
-            make_folder(path.parent)
-            yield temporary
-            # What is lost with the power is at worst a file that was not there before.
-            is_replacing = path.exists()
-            if is_replacing:
-                _flush(temporary)
-            os.replace(temporary, path)
-            if is_replacing:
-                _flush(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-            if is_new_folder:
-                path.parent.rmdir()
-        raise
+    with _replacing([path]) as (temporary,), explain_os_errors(path):
+        yield temporary
 
 
-def replace_files(folder: str | Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write several files of one folder; none is renamed into place before all are written.
+def replace_files(folder: str | Path, writers: Mapping[str, Callable[[Path], object]],
+                  check: Callable[[], object] | None = None) -> None:
+    """Write several files of one folder; none is renamed into place before all are on the disk.
 
     Args:
         folder: The folder; it is made if it is missing.
         writers: File name to a function that writes the file at the path it is given.
+        check: Called when all are written; if it raises, nothing is replaced.
 
     Raises:
         UserError: A file cannot be written; then all the old ones are whole.
     """
-    with contextlib.ExitStack() as stack:
-        for name, write in writers.items():
-            write(stack.enter_context(replace_file(Path(folder) / name)))
+    paths = [Path(folder) / name for name in writers]
+    with _replacing(paths) as temporaries:
+        for path, temporary, write in zip(paths, temporaries, writers.values(), strict=True):
+            with explain_os_errors(path):
+                write(temporary)
+        if check is not None:
+            check()
+
+
+@contextlib.contextmanager
+def _replacing(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    folder = paths[0].parent
+    # Not mkstemp: its files can be read by their owner only, and the finished files would stay so.
+    temporaries = [path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}") for path in paths]
+    is_new_folder = not folder.exists()
+    try:
+        make_folder(folder)
+        yield temporaries
+        # What is lost with the power is at worst files that were not there before.
+        is_replacing = any(path.exists() for path in paths)
+        for path, temporary in zip(paths, temporaries, strict=True):
+            with explain_os_errors(path):
+                if path.is_dir() and not path.is_symlink():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                if is_replacing:
+                    _flush(temporary)
+        # From here on nothing takes long: an interruption hardly finds new files beside old ones.
+        for path, temporary in zip(paths, temporaries, strict=True):
+            with explain_os_errors(path):
+                os.replace(temporary, path)
+        if is_replacing:
+            with explain_os_errors(folder):
+                _flush(folder)
+    except BaseException:
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if is_new_folder:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def make_folder(path: str | Path) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ms_gpt.checkpoint import ckpt, foreign, npz, safetensors, torch_file
+from ms_gpt.checkpoint import ckpt, foreign, npz, openai, safetensors, torch_file
 from ms_gpt.checkpoint.atomic import replace_files
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
 from ms_gpt.checkpoint.files import (
@@ -16,7 +17,9 @@ from ms_gpt.checkpoint.files import (
     OPENAI_TOKENIZER,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
+    config_beside,
     config_path_of,
+    has_tokenizer,
     is_weights,
 )
 from ms_gpt.checkpoint.folder import config_bytes, files_beside
@@ -78,7 +81,8 @@ class ConversionReport:
         notes: What was assumed, and what the target cannot say.
         config: The model's configuration.
         files_beside: Names of the files that are written beside the weights.
-        replaced: Files with other content that are there already, and are replaced or, with ``dry_run``, would be.
+        replaced: Files that are there already, and are replaced or, with ``dry_run``, would be.
+        removed: Parts of another tokenizer that are there already, and are removed or would be.
     """
 
     source_format: str
@@ -93,6 +97,7 @@ class ConversionReport:
     config: GPTConfig
     files_beside: list[str]
     replaced: list[Path]
+    removed: list[Path]
 
 
 def convert(source: str | Path, target: str | Path, to: str | None = None, dtype: str | None = None,
@@ -116,13 +121,15 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, dtype
 
     Raises:
         CheckpointError: The source cannot be read, lacks tensors or would replace a file that ``overwrite`` protects
-            (both not raised on a dry run), or the target's format cannot hold the model.
+            (both not raised on a dry run), the target's format cannot hold the model, or other weights there would be
+            read with its configuration.
         UserError: An argument is wrong, or the target cannot be written.
     """
     target = Path(target)
     target_format = _target_format(target, to)
     dtype = None if dtype is None else dtype_name(dtype)
-    checkpoint = open_checkpoint(resolve(source), n_head, activation_function)
+    source = resolve(source)
+    checkpoint = open_checkpoint(source, n_head, activation_function)
     if target_format in foreign.WRITTEN:
         checkpoint = _as_language_model(checkpoint, target_format)
     config = checkpoint.config
@@ -130,25 +137,33 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, dtype
     is_whole = not (found.missing or found.mismatched)
     tensors, origins, notes = _for_target(checkpoint, target_format, mapping, is_whole)
     folder, weights = (target, WEIGHTS_FILE) if target_format == "folder" else (target.parent, target.name)
-    beside = _beside(target, target_format, checkpoint, tensors, dtype)
-    replaced = _replaced(folder, weights, beside)
+    beside = _beside(source, target, target_format, checkpoint, tensors, dtype)
+    in_the_way = partial(_in_the_way, folder, weights, beside)
+    replaced, removed = in_the_way()
     rows = [Row(" + ".join(origins[name].names), name, info.shape, stored_dtype(info, dtype), origins[name].transposed)
             for name, info in tensors.infos.items()]
     report = ConversionReport(checkpoint.format, target_format, config.model_type, checkpoint.architecture, rows,
-                              found.missing, found.unexpected, found.mismatched, notes, config, list(beside), replaced)
+                              found.missing, found.unexpected, found.mismatched, notes, config, list(beside), replaced,
+                              removed)
     if dry_run:
         return report
     if not is_whole:
         raise CheckpointError(f"{source} is not a whole {checkpoint.architecture}: {found.summary()}")
-    if replaced and not overwrite:
-        raise CheckpointError(f"{replaced[0]} is there already: give another target, or --overwrite")
+
+    def protect() -> None:
+        kept = [] if overwrite else [path for paths in in_the_way() for path in paths]
+        if kept:
+            raise CheckpointError(f"{kept[0]} is there already: give another target, or --overwrite")
+
+    protect()
     write = _writer(target_format, config, tensors)
     tensors = _watched(tensors, progress)
+    # Once more before the renames: another program may have written there meanwhile.
     replace_files(folder, {weights: lambda path: write(path, tensors, dtype=dtype),
-                           **{name: partial(Path.write_bytes, data=content) for name, content in beside.items()}})
-    for path in replaced:
-        if path.name not in (weights, *beside):
-            path.unlink()
+                           **{name: partial(Path.write_bytes, data=content) for name, content in beside.items()}},
+                  protect)
+    for path in removed:
+        path.unlink()
     return report
 
 
@@ -229,32 +244,39 @@ def _watched(tensors: LazyTensors, progress: Callable[[int, int], None] | None) 
     return tensors.observed(observe)
 
 
-def _beside(target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors,
+def _beside(source: Path, target: Path, target_format: str, checkpoint: Checkpoint, tensors: LazyTensors,
             dtype: str | None) -> dict[str, bytes]:
     """Return what is written beside the weights, file name to content."""
     config, architecture = checkpoint.config, checkpoint.architecture
     if target_format == "folder":
         if target.is_file():
             raise CheckpointError(f"{target} is a file: give a folder")
+        if (target / openai.SHAPES_FILE).exists():
+            raise CheckpointError(f"{target} is read as OpenAI's model, for its {openai.SHAPES_FILE}: choose another "
+                                  "folder")
+        _is_shared(target / CONFIG_FILE, target / WEIGHTS_FILE, source, checkpoint)
         return files_beside(config, tensors, architecture, _companions(checkpoint.folder), dtype)
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder: give the name of a file")
     path = config_path_of(target)
-    return {} if _is_shared(path, target, config) else {path.name: config_bytes(config, architecture, tensors, dtype)}
+    is_shared = _is_shared(path, target, source, checkpoint)
+    return {} if is_shared else {path.name: config_bytes(config, architecture, tensors, dtype)}
 
 
-def _is_shared(path: Path, target: Path, config: GPTConfig) -> bool:
-    """Say whether other weights are read with a configuration that is there; it has to say the same then."""
-    if not path.is_file():
-        return False
-    others = [file.name for file in target.parent.iterdir()
-              if file.name != target.name and is_weights(file) and _is_read_with(file, path)]
-    if not others:
-        return False
-    if GPTConfig.from_json(path).replace(extra={}) != GPTConfig.from_dict(config.to_dict()).replace(extra={}):
-        raise CheckpointError(f"{path} belongs to {others[0]} and says otherwise: choose another name or folder than "
-                              f"{target}")
-    return True
+def _is_shared(path: Path, weights: Path, source: Path, checkpoint: Checkpoint) -> bool:
+    """Say whether other weights would be read with this configuration too; theirs has to say the same then."""
+    files = sorted(weights.parent.iterdir()) if weights.parent.is_dir() else []
+    others = [file for file in files if is_weights(file) and file.name != weights.name and _is_read_with(file, path)
+              and not (source.exists() and file.samefile(source))]
+    for file in others:
+        theirs = config_beside(file)
+        if theirs is None:
+            raise CheckpointError(f"{file} has no configuration and would be read with that of {weights.name}: choose "
+                                  "another folder")
+        if not _says(theirs, checkpoint):
+            raise CheckpointError(f"{theirs} belongs to {file.name} and says otherwise: choose another name or folder "
+                                  f"than {weights}")
+    return bool(others)
 
 
 def _is_read_with(weights: Path, path: Path) -> bool:
@@ -262,16 +284,25 @@ def _is_read_with(weights: Path, path: Path) -> bool:
     return own == path or (path.name == CONFIG_FILE and not own.is_file())
 
 
-def _replaced(folder: Path, weights: str, beside: Mapping[str, bytes]) -> list[Path]:
-    """Return the files that are there and that a conversion changes or, of another tokenizer, removes."""
+def _says(path: Path, checkpoint: Checkpoint) -> bool:
+    stated = GPTConfig.from_json(path)
+    written = GPTConfig.from_dict(checkpoint.config.to_dict())
+    return (stated.replace(extra={}) == written.replace(extra={})
+            and stated.extra.get("architectures") in (None, [checkpoint.architecture]))
+
+
+def _in_the_way(folder: Path, weights: str, beside: Mapping[str, bytes]) -> tuple[list[Path], list[Path]]:
+    """Return the files that are there and are replaced, and those of another tokenizer, which are removed."""
     changed = [name for name, content in beside.items() if _differs(folder / name, content)]
     # They would be read together with the new tokenizer's files, or in place of them.
-    stale = [name for name in TOKENIZER_FILES if name not in beside] if set(TOKENIZER_FILES) & set(beside) else []
-    return [folder / name for name in (weights, *changed, *stale) if (folder / name).is_file()]
+    stale = [name for name in TOKENIZER_FILES if name not in beside] if has_tokenizer(beside) else []
+    there, removed = ([folder / name for name in names if os.path.lexists(folder / name)]
+                      for names in ((weights, *changed), stale))
+    return there, removed
 
 
 def _differs(path: Path, content: bytes) -> bool:
-    return path.is_file() and (path.stat().st_size != len(content) or path.read_bytes() != content)
+    return not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content
 
 
 def _writer(target_format: str, config: GPTConfig, tensors: LazyTensors) -> Callable[..., object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,11 @@ def read_content(path: Path) -> Content:
         content.tensors.holder = holder
         return content
     if path.name.endswith(INDEX_SUFFIX):
-        return replace(_read_shards(path), config_file=_config_beside(path))
+        return replace(_read_shards(path), config_file=config_beside(path))
     name, tensors, settings = read_file(path)
     if name == "openai-gpt2":
         return _tensorflow_content(path, tensors)
-    return Content(name, tensors, path.parent, settings, _config_beside(path))
+    return Content(name, tensors, path.parent, settings, config_beside(path))
 
 
 def read_file(path: Path) -> tuple[str, LazyTensors, dict[str, Any]]:
@@ -181,6 +181,16 @@ def config_path_of(path: Path) -> Path:
     stem = path.name.removesuffix(INDEX_SUFFIX)
     stem = Path(stem).stem
     return path.with_name(CONFIG_FILE if stem in ("model", "pytorch_model") else f"{stem}_config.json")
+
+
+def config_beside(path: Path) -> Path | None:
+    """Return the configuration that a weights file is read with, its own before ``config.json``, if there is one."""
+    return next((file for file in (config_path_of(path), path.with_name(CONFIG_FILE)) if _is_file(file)), None)
+
+
+def has_tokenizer(names: Collection[str]) -> bool:
+    """Say whether files of these names make a tokenizer, and not only a part of one."""
+    return "tokenizer.json" in names or any(set(pair) <= set(names) for pair in BPE_FILES)
 
 
 def is_weights(path: Path) -> bool:
@@ -250,7 +260,7 @@ def _read_folder(folder: Path) -> Content:
     if weights.endswith(INDEX_SUFFIX):
         return replace(_read_shards(folder / weights), config_file=config_file)
     name, tensors, settings = read_file(folder / weights)
-    return Content(name, tensors, folder, settings, config_file or _config_beside(folder / weights))
+    return Content(name, tensors, folder, settings, config_file or config_beside(folder / weights))
 
 
 def _only_weights(folder: Path, names: list[str]) -> str:
@@ -271,7 +281,7 @@ def _tensorflow_content(index: Path, tensors: LazyTensors) -> Content:
         settings = read_json(hparams) if _is_file(hparams) else {}
     except CheckpointError as error:
         raise CheckpointError(f"{index.parent}: {error}") from None
-    return Content("openai-gpt2", tensors, index.parent, settings, _config_beside(index))
+    return Content("openai-gpt2", tensors, index.parent, settings, config_beside(index))
 
 
 def _read_shards(index: Path) -> Content:
@@ -302,10 +312,6 @@ def _read_shards(index: Path) -> Content:
         return shards[weight_map[name]].bits(name)
 
     return Content(f"{kinds.pop() if len(kinds) == 1 else 'mixed'}-shards", LazyTensors(infos, read), folder)
-
-
-def _config_beside(path: Path) -> Path | None:
-    return next((file for file in (config_path_of(path), path.with_name(CONFIG_FILE)) if _is_file(file)), None)
 
 
 def _is_file(path: Path) -> bool:

@@ -76,6 +76,10 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     from ms_gpt.checkpoint import convert
 
     console = Console(quiet=options.quiet, json=options.json)
+    arguments = {"to": options.to, "dtype": options.dtype, "n_head": options.n_head,
+                 "activation_function": options.activation_function, "overwrite": options.overwrite}
+    if options.verify and not options.dry_run:
+        _check_source_stays(options, convert(options.source, options.target, dry_run=True, **arguments))
     with contextlib.ExitStack() as stack:
         bar = None
 
@@ -86,9 +90,7 @@ def run(options: ConvertOptions) -> dict[str, Any]:
             if bar is not None:
                 bar.update(done / 1e6)
 
-        report = convert(options.source, options.target, to=options.to, dtype=options.dtype, dry_run=options.dry_run,
-                         n_head=options.n_head, activation_function=options.activation_function, progress=progress,
-                         overwrite=options.overwrite)
+        report = convert(options.source, options.target, dry_run=options.dry_run, progress=progress, **arguments)
     _show(console, options, report)
     result = {
         "source_format": report.source_format,
@@ -101,12 +103,16 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     }
     if options.verify and not options.dry_run:
         result |= _verify(console, options, report)
-    if options.dry_run:
-        if report.replaced and not options.overwrite:
-            console.note(f"{report.replaced[0]} is there already: nothing would be written without --overwrite")
+    in_the_way = {"replaced": report.replaced, "removed": report.removed}
+    if options.dry_run and not options.overwrite and any(in_the_way.values()):
+        first = next(path for paths in in_the_way.values() for path in paths)
+        console.note(f"{first} is there already: nothing would be written without --overwrite")
         return result
-    if report.replaced:
-        console.note(f"replaced: {', '.join(map(str, report.replaced))}")
+    for what, paths in in_the_way.items():
+        if paths:
+            console.note(f"{'to be ' if options.dry_run else ''}{what}: {', '.join(map(str, paths))}")
+    if options.dry_run:
+        return result
     if report.target_format == "folder":
         _show_next(console, options, report)
     elif _has_tokenizer(Path(options.source)):
@@ -161,6 +167,22 @@ def _show_table(console: Console, report: ConversionReport) -> None:
     console.table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
 
 
+def _check_source_stays(options: ConvertOptions, report: ConversionReport) -> None:
+    """Refuse to compare a source that afterwards would be read from the very file that is written."""
+    from ms_gpt.checkpoint.files import MODEL_FILES, WEIGHTS_FILE
+    from ms_gpt.errors import UserError
+
+    source = Path(options.source)
+    written = options.target / WEIGHTS_FILE if report.target_format == "folder" else options.target
+    if source.is_dir() and written.parent.is_dir() and source.samefile(written.parent) and written.name in MODEL_FILES:
+        earlier = MODEL_FILES[:MODEL_FILES.index(written.name)]
+        is_lost = not any((source / name).exists() for name in earlier)
+    else:
+        is_lost = source.is_file() and written.is_file() and source.samefile(written)
+    if is_lost:
+        raise UserError(f"--verify needs {source} as it was, and {written} would take its place: choose another target")
+
+
 def _verify(console: Console, options: ConvertOptions, report: ConversionReport) -> dict[str, Any]:
     from ms_gpt.verify import compare
 
@@ -174,15 +196,15 @@ def _verify(console: Console, options: ConvertOptions, report: ConversionReport)
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    from ms_gpt.checkpoint.files import BPE_FILES
+    from ms_gpt.checkpoint.files import has_tokenizer
 
-    return any((folder / name).is_file() for name in ("tokenizer.json", *(names[0] for names in BPE_FILES)))
+    return folder.is_dir() and has_tokenizer({path.name for path in folder.iterdir()})
 
 
 def _show_next(console: Console, options: ConvertOptions, report: ConversionReport) -> None:
-    from ms_gpt.checkpoint.files import TOKENIZER_FILES
+    from ms_gpt.checkpoint.files import has_tokenizer
 
-    if _has_tokenizer(options.target) and not set(TOKENIZER_FILES) & set(report.files_beside):
+    if _has_tokenizer(options.target) and not has_tokenizer(report.files_beside):
         console.note(f"the tokenizer in {options.target} was there before: see that it is this model's")
     elif _has_tokenizer(options.target):
         if report.architecture.endswith("ForSequenceClassification"):
