@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ms_gpt"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "peers" not in path.parts and path.name != "__main__.py")
 # Rooms whose Cells and callables compute what a paper or a reference implementation says.
-SOURCED = ("layers.py", "losses.py", "model.py", "heads.py", "mingpt.py", "generation/processors.py",
+SOURCED = ("layers.py", "model.py", "heads.py", "mingpt.py", "generation/processors.py",
            "training/loss_scale.py", "training/optimizer.py", "training/schedule.py", "training/step.py")
 # What only joins others together.
 PLUMBING = {"Add", "Forward", "LMHead", "ScaledLoss", "TargetLoss"}

@@ -163,7 +163,7 @@ def test_an_interrupted_finetune_goes_on(reviews, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(("texts", "shown"), [
-    (["longer by far", "short one"], "short one"), (["-5 of 10", "a longer text"], "a text to label"),
+    (["longer by far", "short one"], "short one"), (["-5 of 10", "", "a longer text"], "a longer text"),
     (["two\nlines"], "a text to label"), ([" "], "a text to label"), (["long " * 30], "a text to label")])
 def test_the_text_to_try_fits_the_line(texts, shown):
     from ms_gpt.cli.finetune import _to_try

@@ -195,10 +195,10 @@ def _report(console: Console, options: FinetuneOptions, corpus: Any, best: dict,
 
 
 def _to_try(texts: Sequence[str]) -> str:
-    """Return a text of the kind that the model knows, if one fits the line and is no flag."""
-    text = min(texts, key=len)
-    is_fit = len(text.strip()) > 0 and len(text) <= 120 and text.isprintable() and not text.startswith("-")
-    return text if is_fit else "a text to label"
+    """Return the shortest text of the kind that the model knows, of those that fit the line and are no flag."""
+    fit = (text for text in texts if text.strip() and text.isprintable() and not text.startswith("-"))
+    text = min(fit, key=len, default="")
+    return text if 0 < len(text) <= 120 else "a text to label"
 
 
 def with_recipe(options: FinetuneOptions, texts: Sequence[str]) -> FinetuneOptions:

@@ -352,8 +352,8 @@ for name, tokenizer in TOKENIZERS.items():
 # %% [markdown] en
 # With patience the same code gives real models: `python -m ms_gpt pretrain --recipe wikitext2-word` reaches a test
 # perplexity of 122.1 per word with the official vocabulary of all 33,278 words, and `--recipe wikitext2-bpe` 222.5 per
-# word in less than half the time. Here too the first one has it easier: the official text's rare words are `<unk>`,
-# which BPE has to spell.
+# word in half the time. Here too the first one has it easier: the official text's rare words are `<unk>`, which BPE
+# has to spell.
 #
 # ## Exercise
 #
@@ -370,7 +370,7 @@ for name, tokenizer in TOKENIZERS.items():
 
 # %% [markdown] zh
 # 多花一些时间，同样的代码就能得到真正可用的模型：`python -m ms_gpt pretrain --recipe wikitext2-word` 使用包含全部
-# 33,278 个单词的官方词表，测试集上每个单词的困惑度为 122.1；`--recipe wikitext2-bpe` 为 222.5，用时不到一半。
+# 33,278 个单词的官方词表，测试集上每个单词的困惑度为 122.1；`--recipe wikitext2-bpe` 为 222.5，用时约一半。
 # 这里同样是前者占了便宜：官方文本中的罕见词都是 `<unk>`，而 BPE 必须把它逐段拼写出来。
 #
 # ## 练习
