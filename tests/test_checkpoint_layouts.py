@@ -103,7 +103,7 @@ class TestWhatIsAskedFor:
         path = self.write(tmp_path / FILES[to], to, tie_word_embeddings=not to.startswith("mingpt"))
         with pytest.raises(UserError) as error:
             checkpoint.open_checkpoint(path)
-        assert_one_line(error, str(path), "say --n-head")
+        assert_one_line(error, str(path), "with --n-head")
         found = checkpoint.open_checkpoint(path, n_head=2)
         assert found.config.activation_function == activation
         assert found.format == to
@@ -143,6 +143,18 @@ class TestWhatIsAskedFor:
         lazy = checkpoint.LazyTensors(infos, lambda name: np.zeros(infos[name].shape, np.float32))
         with pytest.raises(UserError, match="the published gpt2 has 12"):
             checkpoint.layouts.infer_config(lazy, None)
+
+
+class TestParts:
+    def test_one_part_of_a_model_is_no_model(self, tmp_path):
+        make_folder(tmp_path / "a")
+        name = "model-00001-of-00002.safetensors"
+        (tmp_path / "a" / "model.safetensors").rename(tmp_path / "a" / name)
+        with pytest.raises(CheckpointError, match="is one of 2 parts of a model: give its folder, or the index file"):
+            checkpoint.open_checkpoint(tmp_path / "a" / name)
+        # The only part is the whole.
+        (tmp_path / "a" / name).rename(tmp_path / "a" / "model-00001-of-00001.safetensors")
+        checkpoint.open_checkpoint(tmp_path / "a" / "model-00001-of-00001.safetensors")
 
 
 class TestConfigurations:

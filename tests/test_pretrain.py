@@ -113,13 +113,21 @@ class TestRun:
             patch.setattr(EvaluateAndSave, "on_train_step_end", stop)
             code, _, err = run(capsys, *words)
         assert code == 130
-        command = re.search(r"'(pretrain --output-dir .* --resume)'", err).group(1)
+        command = re.search(r"'python -m ms_gpt (pretrain --output-dir .* --resume)'", err).group(1)
         assert run(capsys, *command.split())[0] == 0
         name = "best/model.safetensors"
         assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
         code, out, _ = run(capsys, *command.split())
         assert code == 0
         assert "last is of a run that ended after 12 steps: none is left" in out
+        # Other text does not go on from this state.
+        changed = book.with_name("changed.txt")
+        changed.write_text(book.read_text()[::-1])
+        recipe = (folder / "recipe.yaml").read_text()
+        error = fails(capsys, *command.split(), "--data", changed, "--learning-rate", "0.5", *cache)
+        assert "the checksum of training and validation data was" in error
+        assert "learning_rate was" in error
+        assert (folder / "recipe.yaml").read_text() == recipe
 
     def test_goes_on_with_a_model(self, trained, book, cache, tmp_path, capsys):
         code, out, err = run(capsys, "pretrain", "--model", trained[0] / "best", "--data", book, "--output-dir",

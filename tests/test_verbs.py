@@ -135,6 +135,71 @@ def test_predict_prints_a_line_for_each_text(trained, capsys):
     assert "1 of 3 texts say nothing" in out
 
 
+def test_a_continuation_that_is_refused_changes_nothing(reviews, tmp_path, capsys):
+    data, folder = tmp_path / "reviews.csv", tmp_path / "run"
+    data.write_text(reviews.read_text())
+    assert run(capsys, "finetune", "--data", data, "--output-dir", folder, *QUICK)[0] == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    resume = ["finetune", "--output-dir", folder, "--resume"]
+    assert "learning_rate was 0.001 and is 0.5 now" in fails(capsys, *resume, "--learning-rate", "0.5")
+    assert "cannot be resumed by pretrain: " in fails(capsys, "pretrain", *resume[1:])
+    data.write_text(reviews.read_text().replace(",good", ",x").replace(",bad", ",good").replace(",x", ",bad"))
+    assert "the checksum of training and validation data was" in fails(capsys, *resume)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    data.write_text(reviews.read_text())
+    assert run(capsys, *resume)[0] == 0
+
+
+def test_an_interruption_before_the_first_save(reviews, tmp_path, capsys, monkeypatch):
+    from ms_gpt.training.trainer import Trainer
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_run_epochs", interrupted)
+    folder = tmp_path / "a run"
+    code, out, err = run(capsys, "finetune", "--data", reviews, "--output-dir", folder, "--resume", *QUICK)
+    assert f"{folder} holds no run to go on with: this is a new one" in " ".join(out.split())
+    assert code == 130
+    assert f"nothing was saved yet; 'python -m ms_gpt finetune --output-dir '{folder}' --resume' starts again" in err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--num-labels", "5"], "num_labels=5, but the labels of"), (["--num-labels", "1"], "are 2 names (bad, good)"),
+    (["--max-steps", "0"], "max_steps=0 is not a whole number of at least 1"),
+    (["--max-steps", "-2"], "max_steps=-2 is not a whole number of at least 1")])
+def test_what_finetune_refuses(reviews, tmp_path, capsys, words, message):
+    assert message in fails(capsys, "finetune", "--data", reviews, "--output-dir", tmp_path / "run", *QUICK, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_folder_is_suggested(trained, reviews, tmp_path, capsys):
+    words = ["--data", reviews, "--output-dir", tmp_path / "run"]
+    for verb, *more in (["finetune", *words], ["predict", "a text"]):
+        assert "Did you mean 'best'?" in fails(capsys, verb, "--model", trained[0] / "bets", *more)
+
+
+def test_predict_takes_the_file_in_a_folder(trained, capsys):
+    words = ["predict", "the film was fine 3", "--json", "--model"]
+    folder, file = (run(capsys, *words, trained[0] / "best" / name)[1] for name in ("", "model.safetensors"))
+    assert json.loads(folder) == json.loads(file)
+
+
+def test_predict_without_a_text(trained, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert "standard input held none" in fails(capsys, "predict", "--model", trained[0] / "best")
+    monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9\n"))
+    assert "standard input is not UTF-8 text" in fails(capsys, "predict", "--model", trained[0] / "best", "-")
+
+
+def test_a_broken_model_labels_nothing(trained, tmp_path, capsys):
+    shutil.copytree(trained[0] / "best", tmp_path / "best")
+    weights = dict(read_safetensors(tmp_path / "best" / "model.safetensors"))
+    weights["transformer.wte.weight"] = np.full_like(weights["transformer.wte.weight"], np.nan)
+    write_safetensors(tmp_path / "best" / "model.safetensors", weights)
+    assert "outputs are not finite" in fails(capsys, "predict", "--model", tmp_path / "best", "a text")
+
+
 def test_an_interrupted_finetune_goes_on(reviews, tmp_path, capsys, monkeypatch):
     """Killed after the first epoch; the resumed run leaves the weights of an uninterrupted one."""
     from ms_gpt.training.trainer import Trainer

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = attach(
         "count_parameters": "layouts",
         "expected_shapes": "layouts",
         "head_of": "layouts",
+        "has_state": "resume",
         "hf_name": "keymap",
         "load_state": "resume",
         "match": "keymap",

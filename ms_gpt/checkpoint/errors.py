@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from ms_gpt.errors import UserError
+from ms_gpt.errors import UserError, suggest
 
 
 class CheckpointError(UserError):
@@ -38,6 +38,14 @@ def check_is_file(path: Path) -> int:
         what = "folder" if stat.S_ISDIR(found.st_mode) else "pipe, a device or the like"
         raise CheckpointError(f"{path} is a {what}: a file was expected")
     return found.st_size
+
+
+def nearby(path: Path) -> str:
+    """Return a suggestion, as ``errors.suggest`` does, of what stands where ``path`` does not exist."""
+    try:
+        return suggest(path.name, sorted(item.name for item in path.parent.iterdir()))
+    except (OSError, ValueError):
+        return ""
 
 
 def some(names: list[str], shown: int = 4) -> str:

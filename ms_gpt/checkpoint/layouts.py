@@ -149,7 +149,8 @@ def infer_config(tensors: LazyTensors, n_head: int | None, known: Mapping[str, A
         published = _published_as(values)
         hint = f" (the published {published[0]} has {published[1]})" if published else ""
         raise CheckpointError(f"recognised as {model_type} with {n_layer} layers, {n_embd} wide, but the "
-                              f"number of attention heads cannot be known without a config.json: say --n-head{hint}")
+                              f"number of attention heads cannot be known without a config.json: 'convert' it with "
+                              f"--n-head{hint}, or pass n_head in Python")
     if "score.weight" in infos:
         values["num_labels"] = _matrix(infos, "score.weight")[0]
     return GPTConfig(**values, n_head=n_head)

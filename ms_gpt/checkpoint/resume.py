@@ -37,6 +37,11 @@ def save_state(folder: str | Path, arrays: Mapping[str, np.ndarray], meta: Mappi
     return path
 
 
+def has_state(folder: str | Path) -> bool:
+    """Say whether ``save_state`` has written to a folder."""
+    return (Path(folder) / STATE_FILE).is_file()
+
+
 def load_state(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what ``save_state`` wrote.
 

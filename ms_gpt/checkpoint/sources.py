@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ms_gpt.checkpoint import foreign
-from ms_gpt.checkpoint.errors import CheckpointError, one_line
+from ms_gpt.checkpoint.errors import CheckpointError, nearby, one_line
 from ms_gpt.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, Content, listing, read_content, read_json
 from ms_gpt.checkpoint.foreign import Layout, Origin
 from ms_gpt.checkpoint.keymap import current_name, hf_name, our_name, with_prefix
@@ -16,6 +17,8 @@ from ms_gpt.checkpoint.layouts import architecture_name, family_of, head_in, hea
 from ms_gpt.checkpoint.tensors import LazyTensors
 from ms_gpt.config import GPTConfig
 from ms_gpt.errors import UserError
+
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 # OpenAI released one GPT-1, whose files do not say how many heads it has.
 _OPENAI_GPT1 = {"n_layer": 12, "n_embd": 768, "n_head": 12}
@@ -90,6 +93,9 @@ def open_checkpoint(path: str | Path, n_head: int | None = None,
     path = Path(path)
     _check_exists(path)
     content = read_content(path)
+    shard = _SHARD.search(path.name)
+    if shard and int(shard[1]) > 1:
+        raise CheckpointError(f"{path} is one of {int(shard[1])} parts of a model: give its folder, or the index file")
     try:
         origins = {name: Origin((name,)) for name in content.tensors}
         tensors, origins = _renamed(content.tensors, origins, current_name)
@@ -247,4 +253,4 @@ def _check_exists(path: Path) -> None:
     try:
         path.stat()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}.{nearby(path)}".removesuffix(".")) from None

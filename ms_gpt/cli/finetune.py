@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ms_gpt.cli import to_json
 from ms_gpt.cli.options import TrainingRuntimeOptions, option
-from ms_gpt.cli.runs import place, resumable, write_recipe
+from ms_gpt.cli.runs import place, resumable
 from ms_gpt.cli.texts import downloading
 from ms_gpt.console import Console
 from ms_gpt.training.recipe import recipe
@@ -149,9 +149,8 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     trainer = steps.finetuning(classifier, tokenizer, corpus, options, console)
     pretrainer = steps.pretraining(classifier, tokenizer, corpus, options, console) if options.pretrain_epochs else None
     make_folder(options.output_dir)
-    write_recipe(options)
     console.header("fine-tuning", _facts(options, corpus, classifier, trainer, running))
-    with resumable(options, "finetune"):
+    with resumable(options, "finetune", console):
         if pretrainer is not None:
             steps.run_pretraining(pretrainer, options.resume)
         best = trainer.train(resume=options.resume)["best"] or trainer.score(trainer.eval_batches)
@@ -174,7 +173,7 @@ def _facts(options: FinetuneOptions, corpus: Any, classifier: Any, trainer: Any,
         "labels": ", ".join(config.label_names.values()) if config.num_labels > 1 else "a number",
         "model": f"{config.model_type} from {start}: {shape}, {classifier.num_parameters():,} parameters",
         "tokens": f"vocabulary {config.vocab_size:,}, padded to {', '.join(map(str, trainer.buckets))}{cut}",
-        "recipe": f"{options.num_train_epochs:g} epochs of {trainer.state.steps_per_epoch} steps, batch "
+        "recipe": f"{trainer.state.max_steps:,} steps, {trainer.state.steps_per_epoch} an epoch, batch "
                   f"{options.per_device_train_batch_size}, learning rate {options.learning_rate:g} "
                   f"({options.lr_scheduler_type}), after {options.pretrain_epochs:g} epochs of pre-training",
         "runs on": f"{running.device}, {running.mode} mode, {running.dtype}, seed {running.seed}",

@@ -69,6 +69,8 @@ def run(options: PredictOptions) -> dict[str, Any]:
         number = " ".join(f"{item:.4f}" for item in figure) if isinstance(figure, list) else f"{figure:.4f}"
         if not options.json:
             console.result(f"{shown}\t{number}\t{' '.join(prediction['text'].split())[:200]}".lstrip("\t"))
+    if not predictions:
+        raise UserError("there is no text to label: standard input held none. Give one in quotes, or --file")
     if labeller.truncated:
         console.note(f"{labeller.truncated} of {len(predictions)} texts were truncated to {labeller.max_length} tokens "
                      f"({labeller.truncation})")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ms_gpt.cli import to_json
 from ms_gpt.cli.options import TrainingRuntimeOptions, option
-from ms_gpt.cli.runs import place, resumable, write_recipe
+from ms_gpt.cli.runs import place, resumable
 from ms_gpt.cli.texts import downloading
 from ms_gpt.console import Console
 from ms_gpt.training.recipe import PRETRAIN_RECIPES, pretrain_recipe
@@ -152,12 +152,11 @@ def run(options: PretrainOptions) -> dict[str, Any]:
     # Everything the user may have got wrong about data and model shows before the folder is made.
     trainer = steps.build_trainer(model, data, options, console)
     make_folder(options.output_dir)
-    write_recipe(options)
     console.header("pre-training", _facts(options, data, model, trainer, running))
     if options.warmup_steps >= trainer.state.max_steps:
         console.warn(f"all {trainer.state.max_steps} steps are warm-up, after which the learning rate would be "
                      f"{options.learning_rate:g}: lower --warmup-steps, now {options.warmup_steps}")
-    with resumable(options, "pretrain"):
+    with resumable(options, "pretrain", console):
         best = trainer.train(resume=options.resume)["best"] or trainer.score(data.parts["validation"])
     trainer.save_model(options.output_dir / "best")
     test = trainer.score(data.parts["test"]) if "test" in data.parts else None

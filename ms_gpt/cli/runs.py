@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ms_gpt.cli.options import RuntimeOptions, flag_name, read_config
+from ms_gpt.console import Console, program_name
 from ms_gpt.errors import UserError
 
 AnyRun = TypeVar("AnyRun", bound=RuntimeOptions)
@@ -33,7 +35,10 @@ def place(options: AnyRun, verb: str, name: str, only_from_scratch: Sequence[str
     written = folder / "recipe.yaml"
     values: dict[str, Any] = {"output_dir": folder}
     if options.resume and written.exists():
-        before = read_config(written, type(options), verb)
+        try:
+            before = read_config(written, type(options), verb)
+        except UserError as error:
+            raise UserError(f"{folder} cannot be resumed by {verb}: {error}") from None
         values = {**{key: value for key, value in before.items() if key not in options.explicit}, **values,
                   "resume": True}
     elif written.exists():
@@ -48,24 +53,38 @@ def place(options: AnyRun, verb: str, name: str, only_from_scratch: Sequence[str
 
 
 @contextlib.contextmanager
-def resumable(options: RuntimeOptions, verb: str) -> Iterator[None]:
-    """Say how to go on with what an interruption inside the block leaves.
+def resumable(options: RuntimeOptions, verb: str, console: Console) -> Iterator[None]:
+    """Write the recipe, and say how to go on with what an interruption inside the block leaves.
 
     Args:
-        options: Has ``output_dir``.
+        options: Has ``output_dir`` and ``resume``.
         verb: The verb.
+        console: Where it is said that there was nothing to resume.
 
     Raises:
-        KeyboardInterrupt: With that message.
+        KeyboardInterrupt: With the command that goes on.
     """
+    from ms_gpt.checkpoint.resume import STATE_FILE
+
+    folder = options.output_dir
+    is_resumed = options.resume and (folder / "recipe.yaml").exists()
+    if options.resume and not is_resumed:
+        console.note(f"{folder} holds no run to go on with: this is a new one")
+    if not is_resumed:
+        _write_recipe(options)
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{options.output_dir} holds the run so far; '{verb} --output-dir {options.output_dir} "
-                                "--resume' goes on from its last save") from None
+        command = f"'{program_name()} {verb} --output-dir {shlex.quote(str(folder))} --resume'"
+        is_saved = any(folder.rglob(STATE_FILE))
+        raise KeyboardInterrupt(f"{folder} holds the run so far; {command} goes on from its last save" if is_saved else
+                                f"nothing was saved yet; {command} starts again") from None
+    if is_resumed:
+        # Only now: the settings of a continuation that was refused are not the run's.
+        _write_recipe(options)
 
 
-def write_recipe(options: RuntimeOptions) -> None:
+def _write_recipe(options: RuntimeOptions) -> None:
     """Write ``recipe.yaml``: every setting of the run, fit for ``--config``."""
     import yaml
 

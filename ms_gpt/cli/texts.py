@@ -41,9 +41,11 @@ def given_texts(words: Sequence[str], file: Path | None, text_column: str | None
 def _lines() -> Iterator[str]:
     try:
         for line in sys.stdin:
+            # Where the locale is C, Python lets through what is not UTF-8.
+            line.encode()
             if line.strip():
                 yield line.rstrip("\r\n")
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise UserError("standard input is not UTF-8 text") from None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,14 @@ def choose_buckets(lengths: Sequence[int], max_length: int, count: int = 3, mult
     """
     cut = np.quantile(np.asarray(lengths), np.arange(1, count + 1) / count, method="higher")
     return sorted({min(int(-(-length // multiple) * multiple), max_length) for length in cut})
+
+
+def checksum(*arrays: Any) -> str:
+    """Return eight hexadecimal digits that change when a number in one of the arrays does."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array), value)
+    return f"{value:08x}"
 
 
 class Batches:
@@ -69,6 +79,12 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of the examples and their labels: a resumed run needs the very same."""
+        ids = np.concatenate([np.asarray(sequence, np.int32) for sequence in self.sequences])
+        return checksum(ids, self.lengths, *([] if isinstance(self.labels, str) else [np.asarray(self.labels)]))
 
     @property
     def columns(self) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
-from ms_gpt.data.batches import IGNORE_INDEX
+from ms_gpt.data.batches import IGNORE_INDEX, checksum
 from ms_gpt.errors import UserError
 
 
@@ -141,6 +142,11 @@ class BlockBatches(TargetBatches):
         count = whole if shuffle else -(-len(ids) // block_size)
         super().__init__(count, batch_size, shuffle, seed, ramp)
 
+    @cached_property
+    def checksum(self) -> str:
+        """Of the stream: a resumed run needs the very same."""
+        return checksum(self.ids)
+
     def offset(self, epoch: int) -> int:
         """Choose where an epoch begins to cut.
 
@@ -195,6 +201,11 @@ class RowBatches(TargetBatches):
         self.input_ids, self.targets = np.asarray(input_ids, np.int32), np.asarray(targets, np.int32)
         self.block_size = self.input_ids.shape[1]
         super().__init__(len(self.input_ids), batch_size, shuffle, seed)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of the rows: a resumed run needs the very same."""
+        return checksum(self.input_ids, self.targets)
 
     @property
     def answer_length(self) -> int:

@@ -19,6 +19,10 @@ EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl")
 COMPRESSIONS = (".gz", ".xz")
 CHUNK = 1 << 20
 
+# What a table of one column may be separated by, and what to do then.
+_SEPARATORS = {"\t": "separate by commas, or name the file .tsv", ";": "separate by commas, or by tabs in a .tsv file",
+               ",": "separate by tabs, or name the file .csv"}
+
 # str.splitlines would also cut at the separators that Unicode allows within a line.
 _LINE_ENDS = re.compile(r"(?<=\n)")
 # A carriage return at the end of what has been read may have its line feed still to come.
@@ -180,6 +184,9 @@ def _named_rows(rows: Iterable[tuple[int, list[str]]], path: Path) -> Iterator[t
     if header is None:
         raise UserError(f"{path} is empty: it needs at least one row")
     names = [name.strip() for name in header[1]]
+    other = next((mark for mark in _SEPARATORS if len(names) == 1 and mark in names[0]), None)
+    if other:
+        raise UserError(f"{path}: the header has one column, {names[0]!r}: {_SEPARATORS[other]}")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: the header names a column twice ({', '.join(names)}): rename one")
     number = None

@@ -203,11 +203,13 @@ def _labelled(
         where = f"{source} ({part})"
         texts[part] = columns[pick_column(columns, text_column, TEXT_COLUMNS, "text", where)]
         labels[part] = columns[pick_column(columns, label_column, LABEL_COLUMNS, "label", where)]
-        for row, (text, label) in enumerate(zip(texts[part], labels[part], strict=True)):
+        for row, text in enumerate(texts[part]):
             if not isinstance(text, str):
                 raise UserError(f"{where}: the text of row {row} is {text!r}: every row needs a text")
-            if label is None or label == "":
-                raise UserError(f"{where}: row {row} has no label: every row needs one")
+        bare = [row for row, label in enumerate(labels[part]) if label is None or label == ""]
+        if bare:
+            raise UserError(f"{where}: {len(bare)} of {len(labels[part])} rows have no label, the first is row "
+                            f"{bare[0]}, counted from 0: fill them in, or leave those rows out")
     try:
         encoded, names = encode_labels([label for part in parts for label in labels[part]], label_names)
     except UserError as error:

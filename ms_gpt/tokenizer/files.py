@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_gpt.checkpoint.atomic import write_text
+from ms_gpt.checkpoint.errors import nearby
 from ms_gpt.checkpoint.files import BPE_FILES
 from ms_gpt.checkpoint.hub import resolve
 from ms_gpt.errors import UserError
@@ -78,7 +79,8 @@ def read_folder(folder: str | Path, models: Sequence[str] = ("BPE",)) -> Tokeniz
     folder = resolve(folder)
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "not there"
-        raise UserError(f"tokenizer folder {folder} is {what}: give a folder with {_expected()}")
+        raise UserError(f"tokenizer folder {folder} is {what}: give a folder with {_expected()}.{nearby(folder)}"
+                        .removesuffix("."))
     if (folder / "tokenizer.json").exists():
         files = _read_tokenizer_json(folder / "tokenizer.json", models)
     else:

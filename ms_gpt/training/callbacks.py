@@ -13,6 +13,7 @@ import numpy as np
 from mindspore.train import Callback, RunContext
 
 from ms_gpt import checkpoint
+from ms_gpt.checkpoint import has_state
 from ms_gpt.checkpoint.atomic import explain_os_errors, make_folder
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
@@ -134,8 +135,10 @@ class Progress(Callback):
         self.batches, self.tokens, self.seconds = 0, 0, 0.0
         loss = float(np.mean(losses))
         if (good and not np.isfinite(loss)) or (not good and scaling["loss_scale"] <= LossScaler.smallest):
+            last = self.trainer.output_dir / "last"
+            saved = f"; {last} holds the last save" if has_state(last) else ""
             raise UserError(f"the loss is {loss} at step {state.step}: lower the learning rate "
-                            f"({self.trainer.args.learning_rate:g}) or check the labels; last/ holds the last save")
+                            f"({self.trainer.args.learning_rate:g}) or check the labels{saved}")
         # A classifier's loss has parts, and no perplexity.
         figures = {} if self.trainer.is_classifier or not good else {"perplexity": perplexity(loss)}
         loss, norm = (value if np.isfinite(value) else None for value in (loss, norm))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ms_gpt import checkpoint
+from ms_gpt.checkpoint.errors import some
 from ms_gpt.config import GPTConfig
 from ms_gpt.data import Dataset, load_dataset, split
 from ms_gpt.data.batches import pack_blocks
@@ -80,10 +81,12 @@ def load_corpus(data: str, eval_data: str | None = None, test_data: str | None =
         shares["test"] = TEST_SHARE
     if shares:
         parts.update(split(parts["train"], {"train": 1 - sum(shares.values()), **shares}, seed=seed))
-    labels = parts["train"]["label"]
+    labels, named = parts["train"]["label"], parts["train"].label_names or []
+    if named and num_labels not in (None, len(named)):
+        raise UserError(f"num_labels={num_labels}, but the labels of {data} are {len(named)} names ({some(named)}): "
+                        "leave it out, or give labels that are numbers")
     problem_type, found = _problem(labels, num_labels)
-    names = parts["train"].label_names
-    return Corpus(parts["train"], parts["validation"], parts.get("test"), max(found, len(names or [])), names,
+    return Corpus(parts["train"], parts["validation"], parts.get("test"), max(found, len(named)), named or None,
                   problem_type)
 
 
@@ -257,7 +260,8 @@ def finetuning(classifier: GPTForSequenceClassification, tokenizer: Tokenizer, c
         weights = class_weights(corpus.train["label"], corpus.num_labels)
     metric = "loss" if corpus.problem_type == "regression" else settings.metric_for_best_model
     arguments = TrainingArguments(
-        str(settings.output_dir), num_train_epochs=settings.num_train_epochs, max_steps=settings.max_steps or -1,
+        str(settings.output_dir), num_train_epochs=settings.num_train_epochs,
+        max_steps=-1 if settings.max_steps is None else settings.max_steps,
         per_device_train_batch_size=settings.per_device_train_batch_size, learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type, warmup_ratio=settings.warmup_ratio,
         word_dropout=settings.word_dropout, class_weights=weights, load_best_model_at_end=True,

@@ -205,7 +205,8 @@ def build_trainer(model: GPTLMHeadModel, data: LanguageData, settings: Any, cons
         The trainer.
     """
     arguments = TrainingArguments(
-        str(settings.output_dir), num_train_epochs=settings.num_train_epochs or 1, max_steps=settings.max_steps or -1,
+        str(settings.output_dir), num_train_epochs=settings.num_train_epochs or 1,
+        max_steps=-1 if settings.max_steps is None else settings.max_steps,
         per_device_train_batch_size=settings.per_device_train_batch_size,
         per_device_eval_batch_size=settings.per_device_eval_batch_size, learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type, warmup_steps=settings.warmup_steps,

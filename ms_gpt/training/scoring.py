@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ms_gpt import runtime
+from ms_gpt.checkpoint import resolve
 from ms_gpt.data import Dataset, load_dataset
 from ms_gpt.data.batches import Batches
 from ms_gpt.data.encode import encode_texts
@@ -31,7 +32,7 @@ def load_model(source: str | Path, options: Any) -> tuple[GPTPreTrainedModel, Ba
     """Set the device up and load a model with its tokenizer.
 
     Args:
-        source: A folder, or a name on the hub.
+        source: A folder, a file in one that holds the tokenizer, or a name on the hub.
         options: Has ``device``, ``mode``, ``dtype`` and ``seed``.
 
     Returns:
@@ -41,10 +42,11 @@ def load_model(source: str | Path, options: Any) -> tuple[GPTPreTrainedModel, Ba
         UserError: There is no model or no tokenizer.
     """
     runtime.setup(options.device, options.mode, options.dtype, options.seed)
+    source = Path(resolve(source))
     model = AutoModel.from_pretrained(source)
     if options.dtype != "float32":
         model.set_compute_dtype(options.dtype)
-    return model, Tokenizer.from_pretrained(source)
+    return model, Tokenizer.from_pretrained(source.parent if source.is_file() else source)
 
 
 def load_classifier(folder: str | Path, options: Any) -> tuple[GPTForSequenceClassification, BaseTokenizer]:
@@ -164,7 +166,11 @@ class Labeller:
         bucket = next(length for length in self.buckets if length >= longest)
         batches = Batches(sequences, [0] * len(sequences), self.batch_size, [bucket], pad_id)
         input_ids, mask, _ = batches.collate(bucket, np.arange(len(sequences)))
-        return self.forward(Tensor(input_ids), Tensor(mask))[0].asnumpy()[: len(texts)]
+        logits = self.forward(Tensor(input_ids), Tensor(mask))[0].asnumpy()[: len(texts)]
+        if not np.isfinite(logits).all():
+            raise UserError("the model's outputs are not finite: its weights hold NaN or infinity, or a dtype of less "
+                            "range overflows")
+        return logits
 
     def read(self, logits: np.ndarray) -> dict[str, Any]:
         """Turn one row of logits into what a user reads."""

@@ -228,7 +228,7 @@ class Trainer:
         make_folder(self.output_dir)
         step = self._build_step()
         self.model.reseed(self.args.seed)
-        if resume and (self.output_dir / "last").exists():
+        if resume and checkpoint.has_state(self.output_dir / "last"):
             self.load_state()
         self.log = log = MetricsLog(Path(self.args.logging_dir or self.output_dir), self.phase)
         first = self.state.step
@@ -399,24 +399,26 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write ``last/``: everything a resumed run needs, in one file that is replaced whole."""
-        arrays = {f"model.{name}": item.asnumpy() for name, item in self._stateful().items()}
-        for key, moments in (("adam_m", self.optimizer.moment1), ("adam_v", self.optimizer.moment2)):
-            arrays.update({f"{key}.{i}": item.asnumpy() for i, item in enumerate(moments)})
+        arrays = {name: item.asnumpy() for name, item in self._stateful().items()}
         make_folder(self.output_dir / "last")
         meta = {"state": asdict(self.state), "arguments": self._fingerprint()}
         checkpoint.save_state(self.output_dir / "last", arrays, meta)
 
     def _stateful(self) -> dict[str, ms.Parameter]:
-        return {**self.model.weights(), "dropout_state": self.model.backbone.dropout_state,
-                "adam_step": self.optimizer.step, **(self.scaler.state() if self.scaler is not None else {})}
+        model = {**self.model.weights(), "dropout_state": self.model.backbone.dropout_state,
+                 "adam_step": self.optimizer.step, **(self.scaler.state() if self.scaler is not None else {})}
+        moments = (("adam_m", self.optimizer.moment1), ("adam_v", self.optimizer.moment2))
+        return {**{f"model.{name}": item for name, item in model.items()},
+                **{f"{key}.{i}": item for key, items in moments for i, item in enumerate(items)}}
 
     def _fingerprint(self) -> dict[str, Any]:
         """Return what must not change between a run and its continuation."""
         kept = ("per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
                 "weight_decay", "seed", "word_dropout", "softmax_tokens", "max_length", "truncation", "buckets",
                 "dtype")
-        values = {name: getattr(self.args, name) for name in kept}
-        return {**values, "max_steps": self.state.max_steps, "examples": len(self.train_batches)}
+        data = [getattr(part, "checksum", None) for part in (self.train_batches, self.eval_batches)]
+        return {"examples": len(self.train_batches), "the checksum of training and validation data": data,
+                **{name: getattr(self.args, name) for name in kept}, "max_steps": self.state.max_steps}
 
     def load_state(self) -> None:
         """Go back to what ``save_state`` wrote.
@@ -426,15 +428,13 @@ class Trainer:
         """
         folder = self.output_dir / "last"
         arrays, meta = checkpoint.load_state(folder)
-        for name, value in self._fingerprint().items():
-            # What an older version did not write down cannot be compared.
-            before = meta["arguments"].get(name, value)
-            if before != value:
-                raise UserError(f"{folder} cannot be resumed: {name} was {before!r} and is {value!r} now. "
-                                "Use the same settings, or another --output-dir")
-        targets = {f"model.{name}": item for name, item in self._stateful().items()}
-        for key, moments in (("adam_m", self.optimizer.moment1), ("adam_v", self.optimizer.moment2)):
-            targets.update({f"{key}.{i}": item for i, item in enumerate(moments)})
+        now = self._fingerprint()
+        # What an older version did not write down cannot be compared.
+        changed = [f"{name} was {before!r} and is {now[name]!r} now" for name, before in meta["arguments"].items()
+                   if before != now.get(name, before)]
+        if changed:
+            raise UserError(f"{folder} cannot be resumed: {', '.join(changed)}. Restore that, or use another folder")
+        targets = self._stateful()
         if set(targets) != set(arrays):
             raise UserError(f"{folder} cannot be resumed: it belongs to another model")
         for name, item in targets.items():
