@@ -29,7 +29,7 @@ from mindspore.nn.cell import _cell_graph_executor
 from ms_gpt.checkpoint.atomic import replace_file
 from ms_gpt.errors import UserError
 from ms_gpt.graph_key import UnknownPartError, graph_key, signature
-from ms_gpt.runtime import cache_dir, is_switched_off
+from ms_gpt.runtime import cache_dir, is_switched_off, uninterrupted
 
 _SUFFIX = ".graph"
 _HASH_BYTES = 32
@@ -65,6 +65,10 @@ class CachedGraph(nn.Cell):
         if inputs in met:
             return super().compile(*args, **kwargs)
         met.add(inputs)
+        with uninterrupted():
+            return self._compile(inputs, *args, **kwargs)
+
+    def _compile(self, inputs: tuple, *args: Any, **kwargs: Any) -> None:
         entry = _find(self, inputs)
         if entry is None:
             return super().compile(*args, **kwargs)

@@ -91,6 +91,7 @@ class GPTLMHeadModel(LanguageModelMixin, GPTPreTrainedModel):
     """
 
     architecture = {"openai-gpt": "OpenAIGPTLMHeadModel", "gpt2": "GPT2LMHeadModel", "ms_gpt": "GPTLMHeadModel"}
+    inputs_like_ids = (*GPTPreTrainedModel.inputs_like_ids, "labels")
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
@@ -212,6 +213,8 @@ class GPTDoubleHeadsModel(LanguageModelMixin, GPTPreTrainedModel):
 
     architecture = {"openai-gpt": "OpenAIGPTDoubleHeadsModel", "gpt2": "GPT2DoubleHeadsModel",
                     "ms_gpt": "GPTDoubleHeadsModel"}
+    token_axes = ("B", "C", "T")
+    inputs_like_ids = (*GPTPreTrainedModel.inputs_like_ids, "labels")
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)

@@ -7,9 +7,12 @@ import importlib
 import logging
 import os
 import random
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ms_gpt.errors import UserError, suggest
 
@@ -17,6 +20,34 @@ DEVICES = ("auto", "cpu", "gpu", "ascend")
 MODES = ("graph", "pynative")
 DTYPES = ("float32", "float16", "bfloat16")
 _TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keep a first Ctrl-C, or stop signal, until the block ends; a second one is not kept.
+
+    MindSpore's compiler answers an interruption with fifty lines on stderr and a file in the current folder.
+    """
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    kept: list[tuple] = []
+
+    def keep(kind: int, frame: Any) -> None:
+        if kept:
+            before[kind](kind, frame)
+        kept.append((kind, frame))
+
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    before = {kind: handler for kind, handler in before.items() if callable(handler)}
+    for kind in before:
+        signal.signal(kind, keep)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    for kind, frame in kept[:1]:
+        before[kind](kind, frame)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compile_cache_child import VARIANTS, batch, language_model, noting_take, train_step
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from ms_gpt import GPTLMHeadModel, compile_cache, layers, losses
 from ms_gpt.graph_key import UnknownPartError, graph_key, signature
@@ -49,6 +50,27 @@ def test_a_second_start_in_another_order_loads_every_graph_and_computes_the_same
     assert all(itertools.chain.from_iterable(item["loaded"] for item in again.values()))
     assert {name: item["numbers"] for name, item in again.items()} == {
         name: item["numbers"] for name, item in found.items()}
+
+
+def test_an_interruption_waits_for_the_compiler(monkeypatch):
+    """Interrupted itself, it prints fifty lines and leaves a file."""
+    compiled = []
+    whole = nn.Cell.compile
+
+    def interrupted(self, *inputs):
+        os.kill(os.getpid(), signal.SIGINT)
+        whole(self, *inputs)
+        compiled.append(type(self).__name__)
+
+    model = language_model()
+    ids = Tensor(np.array([[1, 2]], np.int32))
+    monkeypatch.setattr(nn.Cell, "compile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids)
+    monkeypatch.undo()
+    assert compiled == ["GPTLMHeadModel"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert model(ids)[0].shape[:2] == (1, 2)
 
 
 def test_the_numbers_would_show_a_wrong_graph(first_start):

@@ -183,6 +183,26 @@ def test_pruning_what_is_not_there_is_one_line(heads, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("given", "message"), [
+    ({"input_ids": [[1, 2]]}, "input_ids is of type list: give a Tensor"),
+    ({"input_ids": np.ones((1, 2), np.int32)}, "input_ids is of type ndarray"),
+    ({"input_ids": Tensor([1, 2])}, r"of shape \(2,\) and dtype Int64: give whole numbers \(B, T\)"),
+    ({"input_ids": Tensor([[[1, 2]]])}, r"of shape \(1, 1, 2\)"),
+    ({"input_ids": Tensor([[1.0, 2.0]])}, "dtype Float32: give whole numbers"),
+    ({"inputs_embeds": Tensor([[1.0, 2.0]])}, r"give numbers \(B, T, D\)"),
+    ({"input_ids": Tensor([[1, 2]]), "attention_mask": Tensor([[1, 1, 1]])}, "attention_mask is of .*one for each"),
+    ({"input_ids": Tensor([[1, 2]]), "labels": Tensor([[1]])}, "labels is of shape .*one for each"),
+    ({"input_ids": Tensor([[1, 2]]), "label": Tensor([[1, 2]])}, "'label' is no input .*Did you mean 'labels'"),
+    ({"input_ids": Tensor(np.ones((1, 9), np.int32))}, "a sequence of 9 tokens is longer than n_positions=8"),
+    ({}, "exactly one of"),
+])
+def test_wrong_inputs_are_one_line(given, message):
+    model = random_model(GPTLMHeadModel, tiny_config())
+    with pytest.raises(UserError, match=message) as error:
+        model(**given)
+    assert "\n" not in str(error.value)
+
+
 @few(3)
 @given(configs(tie_word_embeddings=True), head_masks)
 def test_pruned_models_save_and_load(tmp_path_factory, config, flags):

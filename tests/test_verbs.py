@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ms_gpt import AutoModel, GPTLMHeadModel, Tokenizer, UserError, predict
+from ms_gpt import AutoModel, GPTLMHeadModel, Tokenizer, UserError, generate, predict
 from ms_gpt.checkpoint import read_safetensors, write_safetensors
 from ms_gpt.cli import main
 
@@ -171,6 +171,31 @@ def test_an_interruption_before_the_first_save(reviews, tmp_path, capsys, monkey
 def test_what_finetune_refuses(reviews, tmp_path, capsys, words, message):
     assert message in fails(capsys, "finetune", "--data", reviews, "--output-dir", tmp_path / "run", *QUICK, *words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--max-length", "2000"], "makes the model larger, and no better"),
+    (["--label-column", "id"], "80 classes for 64 texts: is --label-column right?")])
+def test_what_finetune_wonders_at(reviews, tmp_path, capsys, words, message):
+    data = tmp_path / "reviews.csv"
+    lines = reviews.read_text().splitlines()
+    data.write_text("\n".join([f"{lines[0]},id", *(f"{line},{i}" for i, line in enumerate(lines[1:]))]))
+    arguments = ["finetune", "--data", data, "--output-dir", tmp_path / "run", *QUICK, "--max-steps", "1", *words]
+    code, _, err = run(capsys, *arguments)
+    assert code == 0, err
+    assert message in " ".join(err.split())
+
+
+def test_predict_with_another_tokenizer(trained):
+    model = AutoModel.from_pretrained(trained[0] / "best")
+    tokenizer = Tokenizer.from_pretrained(trained[0] / "best")
+    tokenizer.add_special_tokens({"sep_token": "<film>"})
+    with pytest.raises(UserError, match="is outside the model's vocabulary"):
+        predict(model, tokenizer, ["<film>"])
+    with pytest.raises(UserError, match="a GPTForSequenceClassification cannot write"):
+        generate(model, tokenizer, "film")
+    with pytest.raises(UserError, match="a Tokenizer cannot write"):
+        generate(tokenizer, model, "film")
 
 
 def test_a_misspelt_folder_is_suggested(trained, reviews, tmp_path, capsys):

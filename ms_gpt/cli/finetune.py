@@ -118,6 +118,8 @@ class FinetuneOptions(TrainingRuntimeOptions):
 
 
 OPTIONS = FinetuneOptions
+# How much more room than the texts need goes unremarked.
+_ROOMY = 8
 _ONLY_FROM_SCRATCH = ("vocab_size", "n_layer", "n_head", "n_embd")
 
 
@@ -150,6 +152,11 @@ def run(options: FinetuneOptions) -> dict[str, Any]:
     pretrainer = steps.pretraining(classifier, tokenizer, corpus, options, console) if options.pretrain_epochs else None
     make_folder(options.output_dir)
     console.header("fine-tuning", _facts(options, corpus, classifier, trainer, running))
+    if options.model is None and options.max_length > _ROOMY * trainer.buckets[-1]:
+        console.warn(f"the longest text has at most {trainer.buckets[-1]} tokens: --max-length {options.max_length} "
+                     "makes the model larger, and no better")
+    if corpus.problem_type == "single_label_classification" and 2 * corpus.num_labels > len(corpus.train):
+        console.warn(f"{corpus.num_labels} classes for {len(corpus.train)} texts: is --label-column right?")
     with resumable(options, "finetune", console):
         if pretrainer is not None:
             steps.run_pretraining(pretrainer, options.resume)

@@ -103,7 +103,8 @@ def generate(model: Any, tokenizer: Any, prompts: str | Sequence[str], past_key_
         The texts, each with its prompt; ``num_return_sequences`` for each prompt, the best first in a beam search.
 
     Raises:
-        UserError: A setting breaks its rule, or a prompt is empty and there is no token to start from.
+        UserError: The model is no language model, a setting breaks its rule, or a prompt is empty and there is no token
+            to start from.
     """
     options = _options(tokenizer, model, settings)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -197,6 +198,8 @@ def _written(tokenizer: Any, row: list[int], tokens: list[int], options: Generat
 
 
 def _options(tokenizer: Any, model: Any, values: dict[str, Any]) -> GenerationSettings:
+    if not hasattr(model, "lm_logits"):
+        raise UserError(f"a {type(model).__name__} cannot write: give a language model, and then its tokenizer")
     settings = GenerationSettings.of(values)
     if settings.eos_token_id is None and model.config.eos_token_id is None:
         settings.eos_token_id = tokenizer.eos_token_id

@@ -24,6 +24,7 @@ from ms_gpt.pretrained import GPTPreTrainedModel
 from ms_gpt.tokenizer import BaseTokenizer, Tokenizer
 from ms_gpt.training.arguments import TrainingArguments
 from ms_gpt.training.finetuning import truncation_rule
+from ms_gpt.training.perplexity import check_vocabulary
 from ms_gpt.training.step import Forward
 from ms_gpt.training.trainer import Trainer
 
@@ -162,6 +163,7 @@ class Labeller:
         self.truncated += encoded.truncated
         pad_id = max(self.model.config.pad_token_id or 0, 0)
         sequences = [sequence or [pad_id] for sequence in encoded.sequences]
+        check_vocabulary(max(map(max, sequences)), self.model.config)
         longest = max(map(len, sequences))
         bucket = next(length for length in self.buckets if length >= longest)
         batches = Batches(sequences, [0] * len(sequences), self.batch_size, [bucket], pad_id)
