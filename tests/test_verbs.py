@@ -188,10 +188,10 @@ def test_what_finetune_wonders_at(reviews, tmp_path, capsys, words, message):
 
 def test_predict_with_another_tokenizer(trained):
     model = AutoModel.from_pretrained(trained[0] / "best")
-    tokenizer = Tokenizer.from_pretrained(trained[0] / "best")
-    tokenizer.add_special_tokens({"sep_token": "<film>"})
+    words = ["".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefgh"), (400, 4))]
+    tokenizer = Tokenizer.train(words * 3, vocab_size=600)
     with pytest.raises(UserError, match="is outside the model's vocabulary"):
-        predict(model, tokenizer, ["<film>"])
+        predict(model, tokenizer, words)
     with pytest.raises(UserError, match="a GPTForSequenceClassification cannot write"):
         generate(model, tokenizer, "film")
     with pytest.raises(UserError, match="a Tokenizer cannot write"):

@@ -198,7 +198,7 @@ def _written(tokenizer: Any, row: list[int], tokens: list[int], options: Generat
 
 
 def _options(tokenizer: Any, model: Any, values: dict[str, Any]) -> GenerationSettings:
-    if not hasattr(model, "lm_logits"):
+    if not hasattr(model, "generate"):
         raise UserError(f"a {type(model).__name__} cannot write: give a language model, and then its tokenizer")
     settings = GenerationSettings.of(values)
     if settings.eos_token_id is None and model.config.eos_token_id is None:
