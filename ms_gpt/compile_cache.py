@@ -57,6 +57,10 @@ class CachedGraph(nn.Cell):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the graph for inputs like these, or load it; nothing if that is done already."""
+        with uninterrupted():
+            return self._compile(*args, **kwargs)
+
+    def _compile(self, *args: Any, **kwargs: Any) -> None:
         try:
             inputs = self.phase, self.training, signature((args, kwargs))
         except UnknownPartError:
@@ -65,10 +69,6 @@ class CachedGraph(nn.Cell):
         if inputs in met:
             return super().compile(*args, **kwargs)
         met.add(inputs)
-        with uninterrupted():
-            return self._compile(inputs, *args, **kwargs)
-
-    def _compile(self, inputs: tuple, *args: Any, **kwargs: Any) -> None:
         entry = _find(self, inputs)
         if entry is None:
             return super().compile(*args, **kwargs)

@@ -314,8 +314,8 @@ class GPTModel(GPTPreTrainedModel):
         then, if ``output_attentions``, a tuple of L Tensors (B, H, T, S); S = T without a cache.
 
     Raises:
-        UserError: Both or neither of ``input_ids`` and ``inputs_embeds`` are given, T exceeds ``n_positions``, or an
-            input is not what stands above.
+        UserError: Both or neither of ``input_ids`` and ``inputs_embeds`` are given, T exceeds ``n_positions``, or
+            ids, mask or token types are no Tensors of that shape.
 
     Source: GPT-1 paper, equation 2; GPT-2 paper, section 2.3; layers with banded attention after the GPT-3 paper, 2.1.
     """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import math
 import re
 import zlib
@@ -19,7 +17,8 @@ from mindspore import Parameter, Tensor, nn
 from ms_gpt import checkpoint
 from ms_gpt.compile_cache import CachedGraph
 from ms_gpt.config import GPTConfig
-from ms_gpt.errors import UserError, suggest
+from ms_gpt.errors import UserError
+from ms_gpt.inputs import check_inputs
 from ms_gpt.kernels import are_usable, status
 from ms_gpt.layers import Conv1D, Dropout
 
@@ -28,14 +27,6 @@ _NEW_HEADS = ("score.", "multiple_choice_head.")
 _ANY_HEAD = (*_NEW_HEADS, "lm_head.")
 _PRUNED_KEY = "ms_gpt_pruned_heads"
 _DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
-
-_INTEGERS = (ms.int8, ms.int16, ms.int32, ms.int64, ms.uint8, ms.uint16, ms.uint32, ms.uint64)
-_FLOATS = (ms.float16, ms.bfloat16, ms.float32, ms.float64)
-
-
-@functools.cache
-def _inputs_of(model_class: type) -> list[str]:
-    return list(inspect.signature(model_class.construct).parameters)[1:]
 
 
 class GPTPreTrainedModel(CachedGraph):
@@ -63,31 +54,8 @@ class GPTPreTrainedModel(CachedGraph):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, the inputs checked beforehand: a compiler would report a mistake in forty lines."""
         self.match_kernels()
-        self._check_inputs({**dict(zip(_inputs_of(type(self)), args, strict=False)), **kwargs})
+        check_inputs(self, args, kwargs)
         return super().__call__(*args, **kwargs)
-
-    def _check_inputs(self, given: Mapping[str, Any]) -> None:
-        known = _inputs_of(type(self))
-        for name, value in given.items():
-            if name not in known:
-                raise UserError(f"{name!r} is no input of {type(self).__name__}.{suggest(name, known)}")
-            if isinstance(value, (np.ndarray, np.generic, list, int, float)):
-                raise UserError(f"{name} is of type {type(value).__name__}: give a Tensor")
-        input_ids, inputs_embeds = given.get("input_ids"), given.get("inputs_embeds")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("give exactly one of input_ids and inputs_embeds")
-        name, tokens = ("inputs_embeds", inputs_embeds) if input_ids is None else ("input_ids", input_ids)
-        shape, kinds = (tokens.shape[:-1], _FLOATS) if input_ids is None else (tokens.shape, _INTEGERS)
-        if len(shape) != len(self.token_axes) or tokens.dtype not in kinds:
-            axes = ", ".join(self.token_axes)
-            wanted = f"numbers ({axes}, D)" if input_ids is None else f"whole numbers ({axes})"
-            raise UserError(f"{name} is of shape {tokens.shape} and dtype {tokens.dtype}: give {wanted}")
-        if shape[-1] > self.config.n_positions:
-            raise UserError(f"a sequence of {shape[-1]} tokens is longer than n_positions={self.config.n_positions}")
-        # With a cache the mask covers the tokens that are kept too.
-        for name in self.inputs_like_ids if given.get("past_key_values") is None else ():
-            if given.get(name) is not None and given[name].shape != shape:
-                raise UserError(f"{name} is of shape {given[name].shape}, and the tokens of {shape}: give one for each")
 
     @property
     def backbone(self) -> GPTPreTrainedModel:

@@ -22,32 +22,41 @@ DTYPES = ("float32", "float16", "bfloat16")
 _TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
 
+_is_keeping = False
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Keep a first Ctrl-C, or stop signal, until the block ends; a second one is not kept.
 
     MindSpore's compiler answers an interruption with fifty lines on stderr and a file in the current folder.
     """
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    global _is_keeping
+    if _is_keeping or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {kind: handler for kind, handler in handlers.items() if callable(handler)}
     kept: list[tuple] = []
 
     def keep(kind: int, frame: Any) -> None:
         if kept:
-            before[kind](kind, frame)
-        kept.append((kind, frame))
+            kept.clear()
+            handlers[kind](kind, frame)
+        else:
+            kept.append((kind, frame))
 
-    if threading.current_thread() is not threading.main_thread():
-        before = {}
-    before = {kind: handler for kind, handler in before.items() if callable(handler)}
-    for kind in before:
+    _is_keeping = True
+    for kind in handlers:
         signal.signal(kind, keep)
     try:
         yield
     finally:
-        for kind, handler in before.items():
+        for kind, handler in handlers.items():
             signal.signal(kind, handler)
-    for kind, frame in kept[:1]:
-        before[kind](kind, frame)
+        _is_keeping = False
+        for kind, frame in kept:
+            handlers[kind](kind, frame)
 
 
 @dataclass(frozen=True)

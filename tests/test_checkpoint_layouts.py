@@ -181,14 +181,28 @@ class TestConfigurations:
         with pytest.raises(CheckpointError, match="config.json belongs to foo.safetensors and says otherwise"):
             checkpoint.convert(tmp_path / "a", tmp_path / "b")
         (tmp_path / "b" / "config.json").unlink()
-        for target in ("b", "b/model.bin"):
-            with pytest.raises(CheckpointError) as error:
-                checkpoint.convert(tmp_path / "a", tmp_path / target)
-            assert_one_line(error, "foo.safetensors has no configuration", "choose another folder")
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.convert(tmp_path / "a", tmp_path / "b" / "model.bin")
+        assert_one_line(error, "foo.safetensors has no configuration", "choose another folder")
         assert {path.name for path in (tmp_path / "b").iterdir()} == {"foo.safetensors", "generation_config.json"}
-        # Its own configuration it does get.
-        checkpoint.convert(tmp_path / "b" / "foo.safetensors", tmp_path / "b", n_head=1)
+        # Its own configuration it does get, and a folder is read from model.safetensors, whatever else it holds.
+        checkpoint.convert(tmp_path / "b", tmp_path / "b", n_head=1)
         assert checkpoint.open_checkpoint(tmp_path / "b" / "foo.safetensors").config.n_head == 1
+
+    @pytest.mark.parametrize("listed", [["GPT2LMHeadModel", "X"], []])
+    def test_what_is_no_other_model_is_no_hindrance(self, tmp_path, listed):
+        make_folder(tmp_path / "a")
+        make_folder(tmp_path / "b")
+        (tmp_path / "b" / "model.safetensors").rename(tmp_path / "b" / "pytorch_model.bin")
+        stated = json.loads((tmp_path / "b" / "config.json").read_text())
+        (tmp_path / "b" / "config.json").write_text(json.dumps({**stated, "architectures": listed}))
+        (tmp_path / "b" / "rng_state_0.pth").write_text("")
+        (tmp_path / "b" / "old.bin").symlink_to("nowhere")
+        for name in ("checkpoints.pt", "merges.txt"):
+            (tmp_path / "b" / name).mkdir()
+        (tmp_path / "a" / "tokenizer.json").write_text("{}")
+        checkpoint.convert(tmp_path / "a", tmp_path / "b" / "model.ckpt")
+        assert checkpoint.convert(tmp_path / "a", tmp_path / "b").removed == []
 
     def test_a_classifier_and_a_language_model_do_not_share_one(self, tmp_path):
         make_folder(tmp_path / "model")

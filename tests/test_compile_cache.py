@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from mindspore import Tensor, nn
 
 from ms_gpt import GPTLMHeadModel, compile_cache, layers, losses
 from ms_gpt.graph_key import UnknownPartError, graph_key, signature
+from ms_gpt.runtime import uninterrupted
 from ms_gpt.training.step import TargetLoss
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,12 +67,40 @@ def test_an_interruption_waits_for_the_compiler(monkeypatch):
     model = language_model()
     ids = Tensor(np.array([[1, 2]], np.int32))
     monkeypatch.setattr(nn.Cell, "compile", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        model(ids)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model(ids)
+        # The next one compiles the same inputs again.
+        model.forget_graphs()
     monkeypatch.undo()
-    assert compiled == ["GPTLMHeadModel"]
+    assert compiled == ["GPTLMHeadModel"] * 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert model(ids)[0].shape[:2] == (1, 2)
+
+
+def test_an_interruption_is_kept_once():
+    reached = []
+
+    def interrupted(error=None):
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("first")
+            if error is not None:
+                raise error
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+            reached.append("second")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert reached == ["first"]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted(ValueError())
+    assert isinstance(caught.value.__context__, ValueError)
+    thread = threading.Thread(target=lambda: uninterrupted().__enter__())
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_numbers_would_show_a_wrong_graph(first_start):

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ms_gpt"
 # A room may import rooms to its left, and itself.
 ORDER = ["errors", "_lazy", "runtime", "kernels", "config", "checkpoint", "graph_key", "compile_cache", "layers",
-         "losses", "pretrained", "model", "heads", "verify", "export", "tokenizer", "data", "generation", "training",
-         "mingpt", "bench", "cli"]
+         "losses", "inputs", "pretrained", "model", "heads", "verify", "export", "tokenizer", "data", "generation",
+         "training", "mingpt", "bench", "cli"]
 # Methods that hand over to a later room, by an import of their own.
 HANDS_OVER = {("heads", "generation")}
 # What draws stands beside the order: only callbacks and the command line call it.

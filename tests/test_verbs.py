@@ -146,17 +146,23 @@ def test_a_continuation_that_is_refused_changes_nothing(reviews, tmp_path, capsy
     data.write_text(reviews.read_text().replace(",good", ",x").replace(",bad", ",good").replace(",x", ",bad"))
     assert "the checksum of training and validation data was" in fails(capsys, *resume)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    data.write_text(reviews.read_text())
-    assert run(capsys, *resume)[0] == 0
+    # What may change is the run's from then on, the place of the same data too.
+    data.with_name("moved.csv").write_text(reviews.read_text())
+    assert run(capsys, *resume, "--data", data.with_name("moved.csv"))[0] == 0
+    assert "moved.csv" in (folder / "recipe.yaml").read_text()
 
 
 def test_an_interruption_before_the_first_save(reviews, tmp_path, capsys, monkeypatch):
     from ms_gpt.training.trainer import Trainer
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_run_epochs", interrupted)
+    again = tmp_path / "again"
+    assert run(capsys, "finetune", "--data", reviews, "--output-dir", again, *QUICK)[0] == 0
+    monkeypatch.setattr(Trainer, "train", interrupted)
+    assert run(capsys, "finetune", "--output-dir", again, "--resume", "--logging-steps", "7")[0] == 130
+    assert "logging_steps: 7" in (again / "recipe.yaml").read_text()
     folder = tmp_path / "a run"
     code, out, err = run(capsys, "finetune", "--data", reviews, "--output-dir", folder, "--resume", *QUICK)
     assert f"{folder} holds no run to go on with: this is a new one" in " ".join(out.split())

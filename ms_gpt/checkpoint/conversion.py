@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ms_gpt.checkpoint import ckpt, foreign, npz, openai, safetensors, torch_file
-from ms_gpt.checkpoint.atomic import replace_files
+from ms_gpt.checkpoint.atomic import explain_os_errors, replace_files
 from ms_gpt.checkpoint.errors import CheckpointError, one_line
 from ms_gpt.checkpoint.files import (
     CONFIG_FILE,
@@ -163,7 +164,8 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, dtype
                            **{name: partial(Path.write_bytes, data=content) for name, content in beside.items()}},
                   protect)
     for path in removed:
-        path.unlink()
+        with explain_os_errors(path, "removed"):
+            path.unlink()
     return report
 
 
@@ -254,29 +256,34 @@ def _beside(source: Path, target: Path, target_format: str, checkpoint: Checkpoi
         if (target / openai.SHAPES_FILE).exists():
             raise CheckpointError(f"{target} is read as OpenAI's model, for its {openai.SHAPES_FILE}: choose another "
                                   "folder")
-        _is_shared(target / CONFIG_FILE, target / WEIGHTS_FILE, source, checkpoint)
+        _check_others(_others(target / CONFIG_FILE, target / WEIGHTS_FILE, source), target / WEIGHTS_FILE, checkpoint)
         return files_beside(config, tensors, architecture, _companions(checkpoint.folder), dtype)
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder: give the name of a file")
     path = config_path_of(target)
-    is_shared = _is_shared(path, target, source, checkpoint)
-    return {} if is_shared else {path.name: config_bytes(config, architecture, tensors, dtype)}
+    others = _others(path, target, source)
+    bare = [file for file, theirs in others.items() if theirs is None]
+    if bare:
+        raise CheckpointError(f"{bare[0]} has no configuration and would be read with that of {target.name}: choose "
+                              "another folder")
+    _check_others(others, target, checkpoint)
+    return {} if others else {path.name: config_bytes(config, architecture, tensors, dtype)}
 
 
-def _is_shared(path: Path, weights: Path, source: Path, checkpoint: Checkpoint) -> bool:
-    """Say whether other weights would be read with this configuration too; theirs has to say the same then."""
-    files = sorted(weights.parent.iterdir()) if weights.parent.is_dir() else []
-    others = [file for file in files if is_weights(file) and file.name != weights.name and _is_read_with(file, path)
-              and not (source.exists() and file.samefile(source))]
-    for file in others:
-        theirs = config_beside(file)
-        if theirs is None:
-            raise CheckpointError(f"{file} has no configuration and would be read with that of {weights.name}: choose "
-                                  "another folder")
-        if not _says(theirs, checkpoint):
+def _others(path: Path, weights: Path, source: Path) -> dict[Path, Path | None]:
+    """Return the weights that would be read with this configuration too, and the one that each is read with now."""
+    files: list[Path] = []
+    with contextlib.suppress(OSError):
+        files = sorted(file for file in weights.parent.iterdir() if is_weights(file) and file.is_file())
+    return {file: config_beside(file) for file in files if file.name != weights.name and _is_read_with(file, path)
+            and not (source.exists() and file.samefile(source))}
+
+
+def _check_others(others: Mapping[Path, Path | None], weights: Path, checkpoint: Checkpoint) -> None:
+    for file, theirs in others.items():
+        if theirs is not None and not _says(theirs, checkpoint):
             raise CheckpointError(f"{theirs} belongs to {file.name} and says otherwise: choose another name or folder "
                                   f"than {weights}")
-    return bool(others)
 
 
 def _is_read_with(weights: Path, path: Path) -> bool:
@@ -287,8 +294,8 @@ def _is_read_with(weights: Path, path: Path) -> bool:
 def _says(path: Path, checkpoint: Checkpoint) -> bool:
     stated = GPTConfig.from_json(path)
     written = GPTConfig.from_dict(checkpoint.config.to_dict())
-    return (stated.replace(extra={}) == written.replace(extra={})
-            and stated.extra.get("architectures") in (None, [checkpoint.architecture]))
+    named = stated.extra.get("architectures") or [checkpoint.architecture]
+    return stated.replace(extra={}) == written.replace(extra={}) and named[0] == checkpoint.architecture
 
 
 def _in_the_way(folder: Path, weights: str, beside: Mapping[str, bytes]) -> tuple[list[Path], list[Path]]:
@@ -296,9 +303,9 @@ def _in_the_way(folder: Path, weights: str, beside: Mapping[str, bytes]) -> tupl
     changed = [name for name, content in beside.items() if _differs(folder / name, content)]
     # They would be read together with the new tokenizer's files, or in place of them.
     stale = [name for name in TOKENIZER_FILES if name not in beside] if has_tokenizer(beside) else []
-    there, removed = ([folder / name for name in names if os.path.lexists(folder / name)]
-                      for names in ((weights, *changed), stale))
-    return there, removed
+    replaced = [folder / name for name in (weights, *changed) if os.path.lexists(folder / name)]
+    removed = [folder / name for name in stale if (folder / name).is_file() or (folder / name).is_symlink()]
+    return replaced, removed
 
 
 def _differs(path: Path, content: bytes) -> bool:

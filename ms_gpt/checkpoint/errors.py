@@ -43,7 +43,7 @@ def check_is_file(path: Path) -> int:
 def nearby(path: Path) -> str:
     """Return a suggestion, as ``errors.suggest`` does, of what stands where ``path`` does not exist."""
     try:
-        return suggest(path.name, sorted(item.name for item in path.parent.iterdir()))
+        return suggest(path.name, sorted(item.name for item in path.parent.iterdir() if item.name != path.name))
     except (OSError, ValueError):
         return ""
 

@@ -195,7 +195,8 @@ def has_tokenizer(names: Collection[str]) -> bool:
 
 def is_weights(path: Path) -> bool:
     """Say whether a file is one of weights, by its name."""
-    return path.name.endswith(_SUFFIXES) and path.name not in _NO_MODEL and not path.name.startswith(".")
+    name = path.name
+    return name.endswith(_SUFFIXES) and name not in _NO_MODEL and not name.startswith((".", "rng_state_"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -174,9 +174,10 @@ def _check_source_stays(options: ConvertOptions, report: ConversionReport) -> No
 
     source = Path(options.source)
     written = options.target / WEIGHTS_FILE if report.target_format == "folder" else options.target
-    if source.is_dir() and written.parent.is_dir() and source.samefile(written.parent) and written.name in MODEL_FILES:
-        earlier = MODEL_FILES[:MODEL_FILES.index(written.name)]
-        is_lost = not any((source / name).exists() for name in earlier)
+    if source.is_dir() and written.parent.is_dir() and source.samefile(written.parent):
+        # The first of them that is there is read; where there is none, the only weights of any name.
+        there = [name for name in MODEL_FILES if (source / name).exists() or name == written.name]
+        is_lost = not there or there[0] == written.name
     else:
         is_lost = source.is_file() and written.is_file() and source.samefile(written)
     if is_lost:

@@ -67,7 +67,7 @@ def resumable(options: RuntimeOptions, verb: str, console: Console) -> Iterator[
     from ms_gpt.checkpoint.resume import STATE_FILE
 
     folder = options.output_dir
-    is_resumed = options.resume and (folder / "recipe.yaml").exists()
+    is_resumed = options.resume and ((folder / "recipe.yaml").exists() or any(folder.rglob(STATE_FILE)))
     if options.resume and not is_resumed:
         console.note(f"{folder} holds no run to go on with: this is a new one")
     if not is_resumed:
@@ -75,12 +75,14 @@ def resumable(options: RuntimeOptions, verb: str, console: Console) -> Iterator[
     try:
         yield
     except KeyboardInterrupt:
+        if is_resumed:
+            _write_recipe(options)
         command = f"'{program_name()} {verb} --output-dir {shlex.quote(str(folder))} --resume'"
         is_saved = any(folder.rglob(STATE_FILE))
         raise KeyboardInterrupt(f"{folder} holds the run so far; {command} goes on from its last save" if is_saved else
                                 f"nothing was saved yet; {command} starts again") from None
     if is_resumed:
-        # Only now: the settings of a continuation that was refused are not the run's.
+        # Only afterwards: the settings of a continuation that was refused are not the run's.
         _write_recipe(options)
 
 

@@ -31,7 +31,7 @@ def choose_buckets(lengths: Sequence[int], max_length: int, count: int = 3, mult
 
 
 def checksum(*arrays: Any) -> str:
-    """Return eight hexadecimal digits that change when a number in one of the arrays does."""
+    """Return eight hexadecimal digits that change when a number in one of the arrays, or its dtype, does."""
     value = 0
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array), value)
@@ -84,7 +84,8 @@ class Batches:
     def checksum(self) -> str:
         """Of the examples and their labels: a resumed run needs the very same."""
         ids = np.concatenate([np.asarray(sequence, np.int32) for sequence in self.sequences])
-        return checksum(ids, self.lengths, *([] if isinstance(self.labels, str) else [np.asarray(self.labels)]))
+        labels = [] if isinstance(self.labels, str) else [np.ravel(label) for label in self.labels]
+        return checksum(ids, self.lengths.astype(np.int64), np.concatenate([np.empty(0), *labels]).astype(np.float64))
 
     @property
     def columns(self) -> list[str]:

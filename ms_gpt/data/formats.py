@@ -9,7 +9,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,6 @@ from ms_gpt.errors import UserError
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl")
 COMPRESSIONS = (".gz", ".xz")
 CHUNK = 1 << 20
-
-# What a table of one column may be separated by, and what to do then.
-_SEPARATORS = {"\t": "separate by commas, or name the file .tsv", ";": "separate by commas, or by tabs in a .tsv file",
-               ",": "separate by tabs, or name the file .csv"}
 
 # str.splitlines would also cut at the separators that Unicode allows within a line.
 _LINE_ENDS = re.compile(r"(?<=\n)")
@@ -36,6 +32,25 @@ def table_stem(path: Path) -> str | None:
         name = name.removesuffix(compression)
     stem, dot, extension = name.rpartition(".")
     return stem if dot + extension in EXTENSIONS else None
+
+
+def separator_hint(columns: Sequence[str], source: str) -> str:
+    """Return what may be wrong with a table that has one column and lacks the one that is looked for.
+
+    Args:
+        columns: Names of its columns.
+        source: Its name, with the extension.
+
+    Returns:
+        A sentence that starts with a space, or an empty string.
+    """
+    if len(columns) != 1:
+        return ""
+    if "\t" in columns[0]:
+        return " Is it separated by tabs? Then name it .tsv"
+    if ";" in columns[0]:
+        return " Is it separated by semicolons? Save it with commas, or with tabs as .tsv"
+    return " Is it separated by commas? Then name it .csv" if "," in columns[0] and ".tsv" in source else ""
 
 
 def iter_text(path: Path) -> Iterator[str]:
@@ -184,9 +199,6 @@ def _named_rows(rows: Iterable[tuple[int, list[str]]], path: Path) -> Iterator[t
     if header is None:
         raise UserError(f"{path} is empty: it needs at least one row")
     names = [name.strip() for name in header[1]]
-    other = next((mark for mark in _SEPARATORS if len(names) == 1 and mark in names[0]), None)
-    if other:
-        raise UserError(f"{path}: the header has one column, {names[0]!r}: {_SEPARATORS[other]}")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: the header names a column twice ({', '.join(names)}): rename one")
     number = None
@@ -194,7 +206,7 @@ def _named_rows(rows: Iterable[tuple[int, list[str]]], path: Path) -> Iterator[t
         if len(row) != len(names):
             raise UserError(
                 f"{path}, line {number}: {len(row)} fields where the header names {len(names)} columns "
-                f"({', '.join(names)}): quote a field that holds the separator"
+                f"({', '.join(names)}): quote a field that holds the separator.{separator_hint(names, str(path))}"
             )
         yield f"line {number}", dict(zip(names, row, strict=True))
     if number is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ms_gpt.data import from_mindnlp
 from ms_gpt.data.download import ARCHIVES, Progress, fetch
-from ms_gpt.data.formats import read_table, read_text, table_stem
+from ms_gpt.data.formats import read_table, read_text, separator_hint, table_stem
 from ms_gpt.data.labels import encode_labels
 from ms_gpt.data.sample import LABEL_NAMES, make_sample
 from ms_gpt.data.table import Dataset, DatasetDict
@@ -240,7 +240,8 @@ def pick_column(columns: Iterable[str], wanted: str | None, usual: tuple[str, ..
     found = ", ".join(columns)
     if wanted is not None:
         if wanted not in columns:
-            raise UserError(f"{source} has no column {wanted!r}: its columns are {found}.{suggest(wanted, columns)}")
+            raise UserError(f"{source} has no column {wanted!r}: its columns are {found}.{suggest(wanted, columns)}"
+                            f"{separator_hint(columns, source)}")
         return wanted
     by_lower_case = {name.lower(): name for name in reversed(columns)}
     for name in usual:
@@ -248,5 +249,5 @@ def pick_column(columns: Iterable[str], wanted: str | None, usual: tuple[str, ..
             return by_lower_case[name]
     raise UserError(
         f"{source} has no {kind} column: its columns are {found}; name one with --{kind}-column, in Python "
-        f"{kind}_column (usual names: {', '.join(usual)})"
+        f"{kind}_column (usual names: {', '.join(usual)}).{separator_hint(columns, source)}".removesuffix(".")
     )

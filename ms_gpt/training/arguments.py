@@ -131,7 +131,7 @@ class TrainingArguments(_Fields):
             _check(name, getattr(self, name), lambda x: 0 <= x < float("inf"), "at least 0")
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio", "min_lr_ratio", "word_dropout"):
             _check(name, getattr(self, name), lambda x: 0 <= x < 1, "in [0, 1)")
-        _check("max_steps", self.max_steps, lambda x: x == -1 or (x >= 1 and x == int(x)),
+        _check("max_steps", self.max_steps, lambda x: isinstance(x, int) and (x == -1 or x >= 1),
                "a whole number of at least 1, or -1 for whole epochs")
         if self.max_steps < 0:
             _check("num_train_epochs", self.num_train_epochs, lambda x: 0 < x < float("inf"), "greater than 0")
