@@ -196,8 +196,8 @@ class ZipArchive:
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {one_line(error)}") from None
         except Exception as error:  # noqa: BLE001 - a damaged archive makes zipfile raise almost anything
-            raise CheckpointError(f"{self.path} is no sound zip archive, as PyTorch's and NumPy's files are, but cut "
-                                  f"short or damaged: {one_line(error)}") from None
+            raise CheckpointError(f"{self.path} is not a sound zip archive, as PyTorch's and NumPy's files are, but "
+                                  f"cut short or damaged: {one_line(error)}") from None
 
 
 # Of all archives only one entry is kept: with one for each, many small shards could fill any memory.
