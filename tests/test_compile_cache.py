@@ -54,6 +54,7 @@ def test_a_second_start_in_another_order_loads_every_graph_and_computes_the_same
         name: item["numbers"] for name, item in found.items()}
 
 
+@pytest.mark.usefixtures("graph_mode")
 def test_an_interruption_waits_for_the_compiler(monkeypatch):
     """Interrupted itself, it prints fifty lines and leaves a file."""
     compiled = []
