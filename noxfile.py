@@ -14,7 +14,7 @@ PAIRS = [(python, "2.7.2" if (python, mindspore) == ("3.12", "2.7.0") else minds
 # What leans on MindSpore most: how code becomes a graph, the cache of graphs, its files, and a user's way from finetune
 # to predict; on one Python the kernels' interface too, which takes as long as all else and does not depend on it.
 MATRIX_TESTS = [f"tests/test_{name}.py" for name in (
-    "model", "compile_cache", "verbs", "generation", "heads", "layers", "losses", "info", "checkpoint_ckpt")]
+    "model", "compile_cache", "verbs", "generation", "heads", "layers", "losses", "inputs", "info", "checkpoint_ckpt")]
 MATRIX_TESTS_OF_ONE_PYTHON = {"3.11": ["tests/test_kernels.py"]}
 MATRIX_RESULTS = Path("runs/matrix")
 

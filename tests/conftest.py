@@ -17,7 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Files whose tests never come to MindSpore, so that they say nothing about its version: the matrix leaves them out.
 WITHOUT_MINDSPORE = {
-    "test_arithmetic", "test_checkpoint", "test_checkpoint_archive", "test_checkpoint_convert",
+    "test_arithmetic", "test_checkpoint", "test_checkpoint_archive", "test_checkpoint_configurations",
+    "test_checkpoint_convert",
     "test_checkpoint_files", "test_checkpoint_hostile", "test_checkpoint_hostile_tar", "test_checkpoint_npz",
     "test_checkpoint_tensorflow", "test_console", "test_corpus", "test_data", "test_data_download",
     "test_data_mindnlp", "test_hub", "test_sample", "test_tokenizer_cleaning", "test_tokenizer_training",

@@ -1,5 +1,6 @@
 """The cache of compiled graphs: no graph is ever taken for another one, and whatever ails the cache does no harm."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -7,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,9 @@ def test_an_interruption_is_kept_once():
     with pytest.raises(KeyboardInterrupt) as caught:
         interrupted(ValueError())
     assert isinstance(caught.value.__context__, ValueError)
-    thread = threading.Thread(target=lambda: uninterrupted().__enter__())
-    thread.start()
-    thread.join()
+    # Only the main thread may set handlers: in another one that would raise.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: contextlib.ExitStack().enter_context(uninterrupted())).result()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from mindspore.train import Callback, RunContext
 
 from ms_gpt import checkpoint
-from ms_gpt.checkpoint import has_state
 from ms_gpt.checkpoint.atomic import explain_os_errors, make_folder
 from ms_gpt.console import Console
 from ms_gpt.errors import UserError
@@ -136,7 +135,7 @@ class Progress(Callback):
         loss = float(np.mean(losses))
         if (good and not np.isfinite(loss)) or (not good and scaling["loss_scale"] <= LossScaler.smallest):
             last = self.trainer.output_dir / "last"
-            saved = f"; {last} holds the last save" if has_state(last) else ""
+            saved = f"; {last} holds the last save" if checkpoint.has_state(last) else ""
             raise UserError(f"the loss is {loss} at step {state.step}: lower the learning rate "
                             f"({self.trainer.args.learning_rate:g}) or check the labels{saved}")
         # A classifier's loss has parts, and no perplexity.
